@@ -1,0 +1,151 @@
+// One plain struct per op: what a kernel sees, on the CPU and on the GPU. No Python, no framework, no ownership.
+// Strides count elements. A null pointer means that the feature is off. B rows of a batch, V tokens of the vocabulary.
+#pragma once
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace tokenstep {
+
+// ---- sampling -----------------------------------------------------------------------------------------------------
+constexpr int kMaxVocabSize = 1 << 18;
+constexpr int kMaxTopLogprobs = 20;
+
+enum class SampleStatus : int32_t {
+  kSampled = 0,
+  kBadLogit = 1,      // NaN or +inf among the row's logits
+  kNoToken = 2,       // no token left with a finite value
+  kBadParameter = 3,  // a parameter that only the device knew is out of range
+};
+
+enum class LogprobsMode : int32_t { kRaw, kProcessed };
+
+// Sampling parameters of one row (or of one slot of a Sampler), in the memory of the device that samples.
+// Its lists are ranges of flat arrays: history (unique ids of prompt and output) and logit bias.
+struct alignas(16) RowParams {
+  float temperature = 1.0f;
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  float frequency_penalty = 0.0f;
+  float presence_penalty = 0.0f;
+  int32_t top_k = 0;       // <= 0: off
+  uint32_t substream = 0;  // Philox counter, with position
+  uint64_t seed = 0;       // Philox key
+  uint64_t position = 0;   // index of the output token
+  int64_t history_begin = 0;
+  int64_t bias_begin = 0;
+  int32_t history_size = 0;
+  int32_t bias_size = 0;
+  int32_t history_capacity = 0;  // entries that the row's range of history_ids can hold; 0: the history is not recorded
+  int32_t reserved = 0;
+};
+static_assert(sizeof(RowParams) == 80);
+
+// Occurrences of one token in a row's history: how often in the output (low 31 bits), and whether in the prompt.
+constexpr uint32_t kInPrompt = 0x80000000u;
+constexpr uint32_t kOutputCountMask = 0x7fffffffu;
+
+struct SampleParams {
+  const void* logits;  // [B, V] float32, float16 or bfloat16
+  int64_t logits_stride;
+  DType logits_dtype;
+  int32_t num_rows;    // B
+  int32_t vocab_size;  // V <= kMaxVocabSize
+
+  RowParams* rows;           // [slots]
+  const int32_t* row_slots;  // [B] slot of each row; null: row b is slot b
+
+  const uint32_t* token_bitmask;  // [B, ceil(V / 32)]: bit i % 32 of word i / 32 allows token i
+  int64_t token_bitmask_stride;
+
+  int32_t* history_ids;  // entry i of a row: history_ids[history_begin + i], ids unique within the row
+  uint32_t* history_counts;
+  int64_t history_counts_stride;  // 0: counts lie beside the ids; otherwise the dense [slots, stride] array by token id
+
+  const int32_t* bias_ids;  // entry i of a row: bias_ids[bias_begin + i], unique within the row, ascending
+  const float* bias_values;
+
+  int64_t* tokens;  // [B]
+  int32_t* status;  // [B], SampleStatus
+
+  LogprobsMode logprobs_mode;
+  int32_t num_top_logprobs;  // N <= kMaxTopLogprobs
+  float* logprobs;           // [B]; null: no log probabilities are wanted
+  int32_t* ranks;            // [B], 1 is the most likely
+  int64_t* top_tokens;       // [B, N]
+  float* top_logprobs;       // [B, N]
+};
+
+// Steps 0-8 alone: float32 logits, -inf where cut; a greedy row keeps its arg max alone.
+struct ApplyLogitsParams {
+  SampleParams sample;  // its outputs but `status` are unused
+  float* out;           // [B, V]
+  int64_t out_stride;
+};
+
+// ---- paged attention ----------------------------------------------------------------------------------------------
+// A KV cache in pages: [num_blocks, block_size, num_kv_heads, head_dim] in any strides with head_dim contiguous.
+struct CacheView {
+  void* data;
+  int64_t block_stride, token_stride, head_stride;
+};
+
+// Rows of heads: [T, heads, head_dim], head_dim contiguous.
+struct RowsView {
+  void* data;
+  int64_t row_stride, head_stride;
+};
+
+struct RopeParams {
+  const float* cos;  // [max_position, rotary_dim / 2]; null: no rotation
+  const float* sin;
+  int32_t max_position;
+  int32_t rotary_dim;  // <= head_dim, even; the rest of a head passes unrotated
+  bool interleaved;    // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2)
+};
+
+enum class AttentionStatus : int32_t {
+  kOk = 0,
+  kBadBlock = 1,   // a block id outside [0, num_blocks) where the sequence needs a block
+  kBadLength = 2,  // seq_lens negative, beyond the block table or the rope table, or less than the sequence's queries
+};
+
+struct AttentionParams {
+  DType dtype;        // of q, k, v, out: float32, float16 or bfloat16
+  DType cache_dtype;  // the same, or float8_e4m3 or int8 with per-head scales
+
+  int32_t num_queries;    // T, rows of q over all sequences
+  int32_t num_sequences;  // R
+  int32_t num_heads;      // Hq
+  int32_t num_kv_heads;   // Hkv
+  int32_t head_dim;       // D: a multiple of 8 up to 256
+  int32_t block_size;
+  int32_t num_blocks;
+  int32_t max_blocks;     // width of the block table
+  int32_t max_query_len;  // no sequence has more queries
+
+  RowsView q, out;
+  CacheView k_cache, v_cache;
+  const int32_t* block_table;  // [R, max_blocks]
+  int64_t block_table_stride;
+  const int32_t* seq_lens;     // [R], new tokens included
+  const int32_t* query_start;  // [R + 1] offsets into the T rows; null: one query per sequence
+
+  RowsView new_k, new_v;  // [T, Hkv, D] rows to append before attending; data null: none
+  RopeParams rope;        // rotates q and new_k at their positions
+
+  float scale;
+  float softcap;               // 0: off. score = softcap * tanh(score / softcap)
+  int32_t window;              // keys at positions > query position - window; 0: unlimited
+  const float* alibi_slopes;   // [Hq]
+  const float* sinks;          // [Hq] one more score per head, without a value
+  const float* k_scale;        // [Hkv] of a quantised cache
+  const float* v_scale;
+
+  float* lse;       // [T, Hq] natural log, sinks included; null: not wanted
+  int32_t* status;  // [R], AttentionStatus; null: not wanted
+  void* workspace;
+};
+
+}  // namespace tokenstep

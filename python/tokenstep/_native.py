@@ -1,0 +1,26 @@
+"""Loads the compiled modules: ``_C`` always, ``_C_cuda`` where it was built; keeps the reason when it is absent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from tokenstep import _C as cpu
+
+
+def _load_cuda() -> tuple[ModuleType | None, str | None]:
+    name = "tokenstep._C_cuda"
+    if importlib.util.find_spec(name) is None:
+        return None, "this build has no CUDA module (built with TOKENSTEP_CUDA=OFF, without nvcc, or a CPU-only version)"
+    try:
+        return importlib.import_module(name), None
+    except ImportError as error:  # a broken or mismatched binary; the CPU ops must still work
+        return None, f"the CUDA module cannot be loaded: {error}"
+
+
+cuda: ModuleType | None
+cuda_absent_because: str | None
+cuda, cuda_absent_because = _load_cuda()
+
+__all__ = ["cpu", "cuda", "cuda_absent_because"]
