@@ -1,5 +1,7 @@
 #include "bind/tensor.h"
 
+#include <nanobind/stl/string.h>
+
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
@@ -115,32 +117,27 @@ std::string take_python_error() {  // the pending exception's text; clears it
   try {
     throw nb::python_error();
   } catch (const nb::python_error& error) {
-    std::string text = nb::cast<std::string>(nb::str(error.value()));
-    return text.empty() ? "no reason given" : text;
+    const std::string text = nb::cast<std::string>(nb::str(error.value()));
+    return text.substr(0, text.find('\n'));  // torch appends a C++ stack trace
   }
 }
 
-bool truthy_attribute(nb::handle source, const char* name) {
-  const nb::object value = source.attr(name);
-  const int truth = PyObject_IsTrue(value.ptr());
-  if (truth < 0) throw nb::python_error();
-  return truth != 0;
-}
+PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 
 // The exchange table hands these over without complaint, though their memory does not hold their values, or though
 // writing through it would escape autograd.
 void refuse_unusable_torch_tensor(const char* op, const char* argument, nb::handle source, const TypeRecord& record) {
+  static PyObject* const kRequiresGrad = interned("requires_grad");
+  static PyObject* const kIsNeg = interned("is_neg");
   if (!record.is_plain_torch)
     raise<TypeError>(op, "%s is a %s, expected a plain torch.Tensor: a subclass may keep its values elsewhere", argument,
                      python_type_name(source).c_str());
-  if (truthy_attribute(source, "requires_grad"))
+  const nb::object requires_grad = nb::steal(PyObject_GetAttr(source.ptr(), kRequiresGrad));
+  const nb::object is_neg = nb::steal(PyObject_CallMethodObjArgs(source.ptr(), kIsNeg, nullptr));
+  if (!requires_grad.is_valid() || !is_neg.is_valid()) throw nb::python_error();
+  if (requires_grad.ptr() != Py_False)
     raise<TypeError>(op, "%s requires grad, expected a tensor without it: pass %s.detach()", argument, argument);
-  if (truthy_attribute(source, "is_meta"))
-    raise<TypeError>(op, "%s is a meta tensor, expected one with data", argument);
-  static PyObject* is_neg = PyUnicode_InternFromString("is_neg");
-  nb::object negative = nb::steal(PyObject_CallMethodObjArgs(source.ptr(), is_neg, nullptr));
-  if (!negative.is_valid()) throw nb::python_error();
-  if (negative.ptr() == Py_True)
+  if (is_neg.ptr() != Py_False)
     raise<TypeError>(op, "%s is a negative view, expected its values in memory: pass %s.resolve_neg()", argument,
                      argument);
 }

@@ -38,7 +38,7 @@ struct alignas(16) RowParams {
   int32_t history_size = 0;
   int32_t bias_size = 0;
   int32_t history_capacity = 0;  // entries that the row's range of history_ids can hold; 0: the history is not recorded
-  int32_t reserved = 0;
+  int32_t num_logprobs = -1;     // top log probabilities wanted for this row, 0: the token's own only; -1: none
 };
 static_assert(sizeof(RowParams) == 80);
 
@@ -70,8 +70,8 @@ struct SampleParams {
   int32_t* status;  // [B], SampleStatus
 
   LogprobsMode logprobs_mode;
-  int32_t num_top_logprobs;  // N <= kMaxTopLogprobs
-  float* logprobs;           // [B]; null: no log probabilities are wanted
+  int32_t num_top_logprobs;  // N <= kMaxTopLogprobs, the width of the outputs; a row may want fewer (RowParams)
+  float* logprobs;           // [B]; null: no row wants log probabilities
   int32_t* ranks;            // [B], 1 is the most likely
   int64_t* top_tokens;       // [B, N]
   float* top_logprobs;       // [B, N]
