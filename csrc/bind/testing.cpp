@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "bind/ops.h"
@@ -10,6 +11,7 @@
 #include "common/check.h"
 #include "common/numerics.h"
 #include "cpu/parallel.h"
+#include "cpu/read.h"
 
 namespace tokenstep::bind {
 namespace {
@@ -34,6 +36,23 @@ nb::tuple describe(nb::object array) {
   }
   return nb::make_tuple(name_of(t.dtype), device_name(t.device_type, t.device_id), nb::tuple(shape), nb::tuple(stride),
                         reinterpret_cast<uintptr_t>(t.data));
+}
+
+// One read of an array's bytes on up to num_threads() threads: the time that a memory-bound kernel cannot beat.
+int32_t read_max(nb::object array) {
+  const Tensor t = tensor_from("testing.read_max", "array", array);
+  t.expect_contiguous();
+  int64_t bytes = bytes_of(t.dtype);
+  for (int i = 0; i < t.ndim; ++i) bytes *= t.shape[i];
+  const int64_t count = bytes / 4;
+  nb::gil_scoped_release release;
+  const int threads = cpu::num_threads();
+  std::vector<int32_t> best(static_cast<size_t>(threads));
+  cpu::parallel_for(threads, [&](int i) {
+    const int64_t begin = count * i / threads, end = count * (i + 1) / threads;
+    best[static_cast<size_t>(i)] = TOKENSTEP_DISPATCH_ISA(read_max, t.as<int32_t>() + begin, end - begin);
+  });
+  return *std::max_element(best.begin(), best.end());
 }
 
 }  // namespace
@@ -66,6 +85,7 @@ void register_testing(nb::module_& parent) {
         return sum;
       },
       "Reads each argument as a tensor and nothing else; bench/overhead.py times it.");
+  m.def("read_max", &read_max, "Reads an array once, as int32, and returns the maximum; the floor in benchmarks.");
   m.def("parallel_count", [](int num_tasks) {
     std::vector<int> runs(static_cast<size_t>(num_tasks));
     nb::gil_scoped_release release;
