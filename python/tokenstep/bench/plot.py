@@ -1,0 +1,96 @@
+"""A benchmark's report as a picture: bars against the peers with the floor drawn in, or bandwidth over context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenstep.bench.report import FLOOR, OURS, Report
+
+COLORS = {OURS: "#2f6db5", "torch": "#d98032", "transformers": "#8a8f98"}
+
+
+def plot(report: Report, path: Path) -> None:
+    """Draw a report into an image file; its type follows the file's ending.
+
+    Raises:
+        ImportError: matplotlib is not installed (``pip install tokenstep[bench]``).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    draw = {"sample": _plot_sample, "attention": _plot_attention}[report.bench]
+    figure = draw(report, pyplot)
+    m = report.machine
+    figure.suptitle(
+        f"tokenstep bench {report.bench}: {m['cpu']}, {m['cores']} cores ({m['isa']}), {m['date']}", fontsize=10
+    )
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _panels(report: Report, keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]]:
+    panels: dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]] = {}
+    for case, times in report.cases():
+        panels.setdefault(tuple(case[k] for k in keys), []).append((case, times))
+    return panels
+
+
+def _plot_sample(report: Report, pyplot: Any) -> Any:
+    panels = _panels(report, ("dtype", "batch", "threads"))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, ((dtype, batch, threads), cases) in zip(axes.flat, panels.items(), strict=False):
+        impls = [i for i in (OURS, "torch", "transformers") if any(i in times for _, times in cases)]
+        height = 0.8 / len(impls)
+        for j, impl in enumerate(impls):
+            for y, (_, times) in enumerate(cases):
+                if impl in times:
+                    label = impl if y == next(k for k, (_, t) in enumerate(cases) if impl in t) else None
+                    axis.barh(y + j * height, times[impl] / 1e3, height, color=COLORS[impl], label=label)
+        floor = [times[FLOOR] / 1e3 for _, times in cases]
+        axis.axvline(sorted(floor)[len(floor) // 2], color="black", linestyle=":", label="one read of the logits")
+        axis.set_xscale("log")
+        axis.set_yticks([y + 0.4 - height / 2 for y in range(len(cases))], [case["mode"] for case, _ in cases], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xlabel("milliseconds a call")
+        axis.set_title(f"{dtype}, batch {batch}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
+    axes.flat[0].legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def _plot_attention(report: Report, pyplot: Any) -> Any:
+    panels = _panels(report, ("model", "dtype", "threads"))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, sharey=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, ((model, dtype, threads), cases) in zip(axes.flat, panels.items(), strict=False):
+        lines: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+        for case, times in cases:
+            for impl in (OURS, "torch"):
+                if impl in times:
+                    line = (impl, case["batch"], case["block_size"])
+                    lines.setdefault(line, []).append((case["context"], 100 * times[FLOOR] / times[impl]))
+        for (impl, batch, block_size), points in lines.items():
+            style = "-" if block_size == max(case["block_size"] for case, _ in cases) else "--"
+            marker = {1: "o", 8: "s", 32: "^"}.get(batch, "d")
+            points.sort()
+            axis.plot(*zip(*points, strict=True), style, marker=marker, color=COLORS[impl], markersize=4,
+                      label=f"{impl}, batch {batch}" + (f", block {block_size}" if impl == OURS else ""))  # fmt: skip
+        axis.axhline(100, color="black", linestyle=":", label="one read of K and V")
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(0, None)
+        axis.set_xlabel("context")
+        axis.set_ylabel("% of read bandwidth")
+        axis.set_title(f"{model}, {dtype}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
+    axes.flat[0].legend(fontsize=6)
+    return figure

@@ -1,0 +1,69 @@
+"""Results of a benchmark: rows of times with the machine they came from; JSON to keep, Markdown to read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenstep.bench.machine import describe_machine
+from tokenstep.bench.timer import Timing
+
+FLOOR, OURS = "floor", "tokenstep"
+
+
+@dataclass
+class Report:
+    """Rows of one benchmark. A row is a case (its key fields), who ran it (``impl``) and its times."""
+
+    bench: str
+    settings: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=describe_machine)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, case: dict[str, Any], timing: Timing) -> None:
+        """Append one row; ``case`` holds the key fields and ``impl``."""
+        self.rows.append(case | {k: round(v, 2) for k, v in asdict(timing).items()})
+
+    def cases(self) -> list[tuple[dict[str, Any], dict[str, float]]]:
+        """(key fields, median microseconds by implementation), in the order measured."""
+        grouped: dict[tuple[tuple[str, Any], ...], dict[str, float]] = {}
+        for row in self.rows:
+            key = tuple((k, v) for k, v in row.items() if k not in ("impl", "median_us", "p20_us", "rounds"))
+            grouped.setdefault(key, {})[row["impl"]] = row["median_us"]
+        return [(dict(key), times) for key, times in grouped.items()]
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a report that ``save`` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+    def markdown(self) -> str:
+        """One table: times, how often the floor, and how many times faster than each peer."""
+        cases = self.cases()
+        if not cases:
+            return "no results"
+        keys = list(cases[0][0])
+        peers = sorted({impl for _, times in cases for impl in times} - {FLOOR, OURS})
+        header = [*keys, f"{OURS} µs", "floor µs", "× floor"]
+        for peer in peers:
+            header += [f"{peer} µs", f"{peer} / {OURS}"]
+        lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        for case, times in cases:
+            cells = [str(case[k]) for k in keys]
+            cells += [f"{times[OURS]:.0f}", f"{times[FLOOR]:.0f}", f"{times[OURS] / times[FLOOR]:.2f}"]
+            for peer in peers:
+                got = times.get(peer)
+                cells += ["", ""] if got is None else [f"{got:.0f}", f"{got / times[OURS]:.1f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        m = self.machine
+        lines.append(
+            f"\nMedians on {m['cpu']}, {m['cores']} cores ({m['isa']}), torch {m['torch']}, commit {m['commit']}, {m['date']}."
+        )
+        return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""``tokenstep bench``: measure the ops here, against their floors and the peers that are installed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+PEERS = {"sample": ("torch", "transformers"), "attention": ("torch",)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``tokenstep bench``, one sub-parser per op."""
+    ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention}")
+    sample = ops.add_parser("sample", help="raw logits to token")
+    sample.add_argument("--vocab-size", type=int, default=128256, metavar="V")
+    _add_shared(sample, "sample", batches=[1, 16, 64], dtypes=["float32", "bfloat16"])
+    attention = ops.add_parser("attention", help="one decode step of one layer over a paged cache")
+    attention.add_argument("--contexts", type=_ints, default=[256, 1024, 4096], metavar="N,…")
+    attention.add_argument("--block-sizes", type=_ints, default=[1, 16], metavar="N,…")
+    _add_shared(attention, "attention", batches=[1, 8], dtypes=["bfloat16"])
+
+
+def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int], dtypes: list[str]) -> None:
+    parser.add_argument("--batches", type=_ints, default=batches, metavar="B,…")
+    parser.add_argument("--dtypes", type=_words, default=dtypes, metavar="T,…")
+    parser.add_argument("--threads", type=_ints, default=None, metavar="N,…", help="default: 1 and all")
+    parser.add_argument(
+        "--peers", type=_words, default=None, metavar="P,…", help=f"of {', '.join(PEERS[op])}; default: those installed"
+    )
+    parser.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds of rounds per case")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; prints a Markdown table to stdout and progress to stderr."""
+    import importlib
+
+    if importlib.util.find_spec("torch") is None:
+        print("tokenstep bench: torch is needed for inputs of all dtypes: pip install tokenstep[torch]", file=sys.stderr)
+        return 1
+    from tokenstep._native import cpu
+
+    peers = args.peers
+    if peers is None:
+        peers = [name for name in PEERS[args.op] if importlib.util.find_spec(name)]
+    elif unknown := sorted(set(peers) - set(PEERS[args.op])):
+        print(f"tokenstep bench: --peers {','.join(unknown)}: expected of {', '.join(PEERS[args.op])}", file=sys.stderr)
+        return 1
+    options: dict[str, Any] = {
+        "batches": args.batches,
+        "dtypes": args.dtypes,
+        "threads": args.threads or sorted({1, cpu.num_threads()}),
+        "peers": peers,
+        "budget_s": args.budget,
+        "progress": lambda line: print(line, file=sys.stderr, flush=True),
+    }
+    if args.op == "sample":
+        options["vocab_size"] = args.vocab_size
+    else:
+        options |= {"contexts": args.contexts, "block_sizes": args.block_sizes}
+    report = importlib.import_module(f"tokenstep.bench.{args.op}").run(**options)
+    print(report.markdown())
+    if args.json:
+        report.save(args.json)
+    if args.plot:
+        from tokenstep.bench.plot import plot
+
+        plot(report, args.plot)
+    return 0
+
+
+def _ints(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
