@@ -1,0 +1,183 @@
+"""The decoder that all families share: pre-norm, grouped-query attention over a paged cache, gated MLP.
+
+A layer is about ten torch calls and one call of `paged_attention`, which rotates, appends and attends. q, k
+and v come from one projection, gate and up from another, so that each weight is read in one sweep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenstep.attention import Rope, paged_attention
+from tokenstep.models.config import ModelConfig
+from tokenstep.models.layers import HeadNorm, Linear, RMSNorm
+
+
+@dataclass
+class KVCache:
+    """Keys and values by layer: k[i], v[i] are [num_blocks, block_size, num_kv_heads, head_dim]."""
+
+    k: list[Tensor]
+    v: list[Tensor]
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> KVCache:
+        """Zeroed blocks for every layer of `config`."""
+        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
+
+        def layers() -> list[Tensor]:
+            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+
+        return cls(layers(), layers())
+
+
+@dataclass
+class ForwardBatch:
+    """One step's tokens of R sequences, packed one sequence behind the other.
+
+    Attributes:
+        tokens: int64 [T], ids.
+        block_table: int32 [R, max_blocks].
+        seq_lens: int32 [R], lengths with the new tokens counted.
+        query_start: int32 [R + 1], where each sequence's tokens begin; None where each has one (T = R).
+        max_query_len: the most tokens that a sequence has in this step.
+        logit_rows: int64 [S], the rows of `tokens` whose hidden states are wanted; None: all.
+    """
+
+    tokens: Tensor
+    block_table: Tensor
+    seq_lens: Tensor
+    query_start: Tensor | None = None
+    max_query_len: int = 1
+    logit_rows: Tensor | None = None
+
+
+@dataclass
+class Layer:
+    """One layer's weights. The post norms are None but in Gemma-2, head_norm is None but in Qwen3."""
+
+    attention_norm: RMSNorm
+    qkv: Linear
+    output: Linear
+    mlp_norm: RMSNorm
+    gate_up: Linear
+    down: Linear
+    window: int | None
+    head_norm: HeadNorm | None = None
+    post_attention_norm: RMSNorm | None = None
+    post_mlp_norm: RMSNorm | None = None
+
+
+class DecoderModel:
+    """A loaded model, for inference only.
+
+    Args:
+        config: the model's shape.
+        embedding: [vocab_size, hidden_size]; its dtype and device are the model's.
+        layers: one entry a layer.
+        final_norm: the norm before the head.
+        head: hidden states to logits.
+        rope: the tables for all positions up to `config.max_position`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: list[Layer],
+        final_norm: RMSNorm,
+        head: Linear,
+        rope: Rope,
+    ) -> None:
+        self.config = config
+        self.embedding = embedding
+        self.layers = layers
+        self.final_norm = final_norm
+        self.head = head
+        self.rope = rope
+        scale = config.embedding_scale
+        # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
+        self._embedding_scale = None if scale is None else float(torch.tensor(scale, dtype=embedding.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights, hidden states and logits."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """Appends the batch's keys and values to `cache`; returns final hidden states [S, hidden_size]."""
+        hidden = F.embedding(batch.tokens, self.embedding)
+        if self._embedding_scale is not None:
+            hidden = hidden * self._embedding_scale
+        for index, layer in enumerate(self.layers):
+            hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index])
+            hidden = self._mlp(layer, hidden)
+        if batch.logit_rows is not None:
+            hidden = hidden.index_select(0, batch.logit_rows)
+        return self.final_norm(hidden)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [S, hidden_size] to logits [S, vocab_size] in the model's dtype, soft cap applied."""
+        logits = self.head(hidden)
+        cap = self.config.final_softcap
+        return logits if cap is None else torch.tanh_(logits.div_(cap)).mul_(cap)
+
+    def _attention(
+        self, layer: Layer, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        config = self.config
+        q_heads, kv_heads = config.num_heads, config.num_kv_heads
+        heads = layer.qkv(layer.attention_norm(hidden)).view(-1, q_heads + 2 * kv_heads, config.head_dim)
+        if layer.head_norm is None:
+            q, k, v = heads.split_with_sizes((q_heads, kv_heads, kv_heads), 1)
+        else:
+            qk, v = heads.split_with_sizes((q_heads + kv_heads, kv_heads), 1)
+            q, k = layer.head_norm(qk).split_with_sizes((q_heads, kv_heads), 1)
+        out = paged_attention(
+            q,
+            k_cache,
+            v_cache,
+            batch.block_table,
+            batch.seq_lens,
+            k=k,
+            v=v,
+            rope=self.rope,
+            query_start=batch.query_start,
+            max_query_len=batch.max_query_len,
+            scale=config.attention_scale,
+            window=layer.window,
+            softcap=config.attention_softcap,
+        )
+        out = out.view(-1, config.q_size)
+        if layer.post_attention_norm is None:
+            return layer.output.added_to(hidden, out)
+        return hidden + layer.post_attention_norm(layer.output(out))
+
+    def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
+        gate_up = layer.gate_up(layer.mlp_norm(hidden))
+        gate, up = gate_up.split_with_sizes((self.config.intermediate_size,) * 2, 1)
+        if self.config.activation == "silu":
+            inner = F.silu(gate) * up
+        else:
+            inner = F.gelu(gate, approximate="tanh") * up
+        if layer.post_mlp_norm is None:
+            return layer.down.added_to(hidden, inner)
+        return hidden + layer.post_mlp_norm(layer.down(inner))

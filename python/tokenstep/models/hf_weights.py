@@ -1,0 +1,130 @@
+"""The weights of a Hugging Face folder, one safetensors file or several with an index, under our names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tokenstep.models.errors import ModelFileError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+LAYER_NAMES = {
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+# where there are norms on both sides, the name of the one before the MLP goes to the one behind the attention
+POST_NORM_NAMES = LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+IGNORED = ("rotary_emb.inv_freq",)  # buffers of old checkpoints
+
+
+class HfWeights:
+    """A TensorSource over a folder.
+
+    Args:
+        folder: holds model.safetensors or the index and its files.
+        post_norms: the family has norms behind attention and MLP, which changes names.
+        tied: the head is the embedding; an lm_head in the file is ignored.
+        norm_offset: is added to norm weights.
+    """
+
+    def __init__(self, folder: Path, *, post_norms: bool, tied: bool, norm_offset: float) -> None:
+        self.source = folder.name
+        self._layer_names = POST_NORM_NAMES if post_norms else LAYER_NAMES
+        self._norm_offset = norm_offset
+        self._files = [_open(path) for path in weight_files(folder)]
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        ignored = {name for name in self._where if name.endswith(IGNORED)}
+        self._unread = set(self._where) - ignored - ({NAMES["head"]} if tied else set())
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """See TensorSource."""
+        file_name = self._file_name(name)
+        file = self._where.get(file_name)
+        if file is None:
+            raise ModelFileError(f"tokenstep.load: {self.source}: the tensor {file_name} is missing")
+        values: Tensor = file.get_tensor(file_name)
+        if values.shape != target.shape:
+            raise ModelFileError(
+                f"tokenstep.load: {self.source}: {file_name} has shape {list(values.shape)}, expected"
+                f" {list(target.shape)}"
+            )
+        if not values.is_floating_point():
+            raise ModelFileError(
+                f"tokenstep.load: {self.source}: {file_name} has dtype {values.dtype}, expected floats"
+            )
+        self._unread.discard(file_name)
+        target.copy_(values)
+        if self._norm_offset and name.endswith("norm"):
+            target.add_(self._norm_offset)
+
+    def unread(self) -> Iterable[str]:
+        """See TensorSource."""
+        return self._unread
+
+    def _file_name(self, name: str) -> str:
+        if name in NAMES:
+            return NAMES[name]
+        _, index, kind, *suffix = name.split(".")
+        return f"model.layers.{index}.{self._layer_names[kind]}.{suffix[0] if suffix else 'weight'}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in order of name; raises ModelFileError where one is missing."""
+    index = folder / INDEX
+    if not index.exists():
+        if not (folder / SINGLE).exists():
+            raise ModelFileError(f"tokenstep.load: {folder}: has neither {SINGLE} nor {INDEX}")
+        return [folder / SINGLE]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ModelFileError(f"tokenstep.load: {index}: expected an object with weight_map") from None
+    for name in names:
+        if not (folder / name).exists():
+            raise ModelFileError(f"tokenstep.load: {index}: names {name}, which the folder lacks")
+    return [folder / name for name in names]
+
+
+def hf_weights_id(folder: Path) -> str:
+    """Twelve hex digits from config.json and, of each file, its size and 4 KiB at 64 places."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for place in range(64):
+                file.seek(place * max(0, size - 4096) // 63)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:12]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ModelFileError(f"tokenstep.load: {path.name}: {error} (is the file complete?)") from None
