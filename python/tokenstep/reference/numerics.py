@@ -48,10 +48,10 @@ _LN2_HIGH, _LN2_LOW = _f("0x1.62e4p-1"), _f("0x1.7f7d1cp-20")
 def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> F32:
     """Float32 a * b + c, rounded once to nearest even.
 
-    The product of two float32 is exact in float64. The sum is rounded to odd (Boldo and Melquiond, Emulation of
-    FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd, 2008): its error, exact by Knuth's
-    two-sum, tells on which side of the float64 sum the true value lies. 53 bits are at least 24 + 2, so that
-    rounding this to float32 is the only rounding that shows.
+    The product of two float32 is exact in float64. The sum is rounded to odd (Boldo and Melquiond, Emulation
+    of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd, 2008): its error, exact by
+    Knuth's two-sum, tells on which side of the float64 sum the true value lies. 53 bits are at least 24 + 2, so
+    that rounding this to float32 is the only rounding that shows.
     """
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         product = np.asarray(a, np.float32).astype(np.float64) * np.asarray(b, np.float32).astype(np.float64)
@@ -83,7 +83,8 @@ def weight(d: ArrayLike) -> I64:
         n = np.rint(t)  # ties to even
         power = _horner(_EXP2, t - n)
     scaled = np.ldexp(power.astype(np.float64), n.astype(np.int32) + WEIGHT_BITS)
-    return np.floor(scaled).astype(np.int64)
+    weights: I64 = np.floor(scaled).astype(np.int64)
+    return weights
 
 
 def _log1p(f: F32) -> F32:

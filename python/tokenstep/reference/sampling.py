@@ -1,7 +1,7 @@
 """Reference of the fused sampler: steps 0-10 of the sampling contract in NumPy, by sorting whole rows.
 
-:func:`sample` and :func:`apply_logits` give the very bits that the kernels must give. :func:`probabilities` is
-the mathematical distribution in float64, without fixed-point weights, for statistics and for accuracy.
+:func:`sample` and :func:`apply_logits` give the bits that the kernels must give. :func:`probabilities` is the
+mathematical distribution in float64, without fixed-point weights, for statistics and for accuracy.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _GREEDY_BELOW = np.float32(1e-5)
 class Result(NamedTuple):
     """What one step returns.
 
-    tokens int64 [B], status int32 [B]; with log probabilities logprobs float32 [B], ranks int32 [B], top_tokens
-    int64 [B, N], top_logprobs float32 [B, N], else None.
+    tokens int64 [B], status int32 [B]; with log probabilities also logprobs float32 [B], ranks int32 [B],
+    top_tokens int64 [B, N] and top_logprobs float32 [B, N], else None.
     """
 
     tokens: I64
@@ -192,7 +192,7 @@ def log_probabilities(values: F32) -> F32:
     with np.errstate(invalid="ignore"):
         d = values - values.max(axis=1, keepdims=True)
         total = weight(d).sum(axis=1)
-        log_sum = log_weight_sum(np.maximum(total, 1 << 40))  # at least the maximum's, unless that is infinite
+        log_sum = log_weight_sum(np.maximum(total, 1 << 40))  # less only if the maximum is infinite
         result: F32 = d - log_sum[:, None]
     return result
 
@@ -299,7 +299,8 @@ def probabilities(
     for i, count in Counter(output_tokens).items():
         x[i] -= frequency_penalty * count + presence_penalty
     if temperature < 1e-5:
-        return np.eye(len(x))[x.argmax()]
+        one: F64 = (np.arange(len(x)) == x.argmax()).astype(np.float64)
+        return one
     p: F64 = np.exp((x - x.max()) / temperature)
     p[p < min_p] = 0.0
     order = np.argsort(-p, kind="stable")
@@ -308,4 +309,5 @@ def probabilities(
     if top_p < 1.0:
         running = np.cumsum(p[order])
         p[order[1 + np.argmax(running >= top_p * running[-1]) :]] = 0.0
-    return np.divide(p, p.sum())
+    p /= p.sum()
+    return p
