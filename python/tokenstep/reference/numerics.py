@@ -50,8 +50,8 @@ def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> F32:
 
     The product of two float32 is exact in float64. The sum is rounded to odd (Boldo and Melquiond, Emulation
     of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd, 2008): its error, exact by
-    Knuth's two-sum, tells on which side of the float64 sum the true value lies. 53 bits are at least 24 + 2, so
-    that rounding this to float32 is the only rounding that shows.
+    Knuth's two-sum, tells on which side of the float64 sum the true value lies. 53 bits are at least 24 + 2:
+    rounding this to float32 is the only rounding that shows.
     """
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         product = np.asarray(a, np.float32).astype(np.float64) * np.asarray(b, np.float32).astype(np.float64)
