@@ -179,7 +179,7 @@ def draw(
     tokens[status != SAMPLED] = -1
     rows = np.flatnonzero((status == SAMPLED) & ~greedy)
     x = values[rows]
-    weights = np.where(kept[rows], weight(x - x.max(axis=1, keepdims=True, initial=-_INF)), 0)
+    weights = np.where(kept[rows], weight(x - x.max(axis=1, keepdims=True)), 0)
     prefix = np.cumsum(weights, axis=1)
     for b, sums in zip(rows.tolist(), prefix, strict=True):
         bits = random_bits(seeds[b], positions[b], substreams[b])
@@ -189,11 +189,10 @@ def draw(
 
 def log_probabilities(values: F32) -> F32:
     """(x - x_max) - ln(sum of weights / 2^40) of each value of each row, float32 [B, V]."""
-    with np.errstate(invalid="ignore"):
-        d = values - values.max(axis=1, keepdims=True)
-        total = weight(d).sum(axis=1)
-        log_sum = log_weight_sum(np.maximum(total, 1 << 40))  # less only if the maximum is infinite
-        result: F32 = d - log_sum[:, None]
+    x_max = values.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        d = np.where(values == x_max, np.float32(0), values - x_max)  # a maximum of +inf shares the mass too
+    result: F32 = d - log_weight_sum(weight(d).sum(axis=1))[:, None]
     return result
 
 
@@ -252,12 +251,10 @@ def sample(
     ranks = 1 + (order == chosen).argmax(axis=1)
 
     top_tokens = np.full((num_rows, logprobs), -1, np.int64)
-    top_logprobs = np.full((num_rows, logprobs), -_INF, np.float32)
-    n = min(logprobs, vocab_size)
-    first = order[:, :n]
-    listed = np.take_along_axis(distribution, first, axis=1) > -_INF
-    top_tokens[:, :n] = np.where(listed, first, -1)
-    top_logprobs[:, :n] = np.where(listed, np.take_along_axis(every, first, axis=1), -_INF)
+    top_logprobs = np.full((num_rows, logprobs), np.nan, np.float32)
+    n = min(logprobs, vocab_size)  # places beyond the vocabulary stay -1 and NaN
+    top_tokens[:, :n] = order[:, :n]
+    top_logprobs[:, :n] = np.take_along_axis(every, order[:, :n], axis=1)
     own[failed], ranks[failed], top_tokens[failed], top_logprobs[failed] = np.nan, 0, -1, np.nan
     return Result(tokens, status, own, ranks.astype(np.int32), top_tokens, top_logprobs)
 
@@ -265,12 +262,12 @@ def sample(
 def apply_logits(logits: ArrayLike, *args: Any, **kwargs: Any) -> tuple[F32, NDArray[np.int32]]:
     """Steps 0-8 (arguments of :func:`process`): float32 [B, V] with -inf where cut, and status int32 [B].
 
-    A greedy row keeps its arg max alone. The values of a row with another status than 0 are NaN.
+    A greedy row keeps its arg max alone. A row with another status than 0 is all -inf.
     """
     values, kept, greedy, status = process(logits, *args, **kwargs)
     arg_max = np.arange(values.shape[1]) == values.argmax(axis=1)[:, None]
     out = np.where(np.where(greedy[:, None], arg_max, kept), values, -_INF)
-    out[status != SAMPLED] = np.nan
+    out[status != SAMPLED] = -_INF
     return out, status
 
 
