@@ -179,8 +179,9 @@ def draw(
     tokens[status != SAMPLED] = -1
     rows = np.flatnonzero((status == SAMPLED) & ~greedy)
     x = values[rows]
-    weights = np.where(kept[rows], weight(x - x.max(axis=1, keepdims=True)), 0)
-    prefix = np.cumsum(weights, axis=1)
+    with np.errstate(over="ignore"):
+        d = x - x.max(axis=1, keepdims=True)
+    prefix = np.cumsum(np.where(kept[rows], weight(d), 0), axis=1)
     for b, sums in zip(rows.tolist(), prefix, strict=True):
         bits = random_bits(seeds[b], positions[b], substreams[b])
         tokens[b] = np.flatnonzero(sums > draw_target(bits, int(sums[-1])))[0]
