@@ -113,10 +113,11 @@ class Case:
         return Case(self.logits[b : b + 1], self.exact[b : b + 1], alone)
 
 
-def per_row(rng, n, *choices):
-    """n values, each from a random one of the given values or functions of no argument."""
-    picked = rng.integers(len(choices), size=n)
-    return [c() if callable(c := choices[i]) else c for i in picked]
+def per_row(rng, n, common, rare=()):
+    """n random values of ``common``, now and then of ``rare``; functions are called for their value."""
+    choices = [rare if rare and rng.random() < 0.08 else common for _ in range(n)]
+    picked = [c[int(rng.integers(len(c)))] for c in choices]
+    return [p() if callable(p) else p for p in picked]
 
 
 def history(rng, vocab_size, most):
@@ -133,7 +134,9 @@ def bitmask(rng, num_rows, vocab_size):
     )
     dense, sparse = words[0] | words[1] | words[2], words[0] & words[1] & words[2] & words[3] & words[4]
     kind = rng.integers(0, 20, num_rows)[:, None]
-    mask = np.select([kind < 6, kind < 12, kind < 18, kind < 19], [words[0], dense, sparse, ~np.uint32(0)], 0)
+    mask = np.select(
+        [kind < 10, kind < 15, kind < 17, kind < 19], [words[0], dense, sparse, ~np.uint32(0)], 0
+    )
     return mask.astype(np.uint32).view(np.int32)
 
 
@@ -151,23 +154,32 @@ def random_case(rng, dtype, vocab_size, num_rows, kinds=None):
 
     a: dict[str, Any] = {
         "temperature": per_row(
-            rng, num_rows, 1.0, 1.0, 0.0, lambda: rng.uniform(0.3, 1.8), lambda: rng.uniform(0.3, 1.8),
-            lambda: rng.choice([1e-6, 1e-5, 1.01e-5, 1e-3, 30.0, 1e20, 3e38, 1e-45])
+            rng,
+            num_rows,
+            [1.0, 1.0, 0.0, lambda: rng.uniform(0.3, 1.8), lambda: rng.uniform(0.3, 1.8), 1.5],
+            [1e-6, 1e-5, 1.01e-5, 1e-3, 30.0, 1e20, 3e38, 1e-45],
         ),
         "top_k": per_row(
-            rng, num_rows, 0, 0, -1, few, few, any_k, vocab_size, vocab_size + 1, vocab_size - 1, 1
+            rng, num_rows, [0, 0, 0, -1, few, any_k], [1, vocab_size, vocab_size + 1, vocab_size - 1]
         ),
         "top_p": per_row(
-            rng, num_rows, 1.0, 1.0, lambda: rng.random(), lambda: rng.uniform(0.9, 1), 0.0, 1e-9, 1 - 2**-24
+            rng,
+            num_rows,
+            [1.0, 1.0, lambda: rng.random(), lambda: rng.uniform(0.9, 1)],
+            [0.0, 1e-9, 1 - 2**-24],
         ),
-        "min_p": per_row(rng, num_rows, 0.0, 0.0, 0.0, lambda: 10 ** rng.uniform(-6, 0), 1.0, 1e-40),
-        "repetition_penalty": per_row(rng, num_rows, 1.0, 1.0, 1.2, 0.7, lambda: 10 ** rng.uniform(-3, 3)),
-        "presence_penalty": per_row(rng, num_rows, 0.0, 0.0, -0.4, lambda: rng.uniform(-2, 2)),
-        "frequency_penalty": per_row(rng, num_rows, 0.0, 0.0, 0.3, lambda: rng.uniform(-2, 2)),
+        "min_p": per_row(
+            rng, num_rows, [0.0, 0.0, 0.0, lambda: 10 ** rng.uniform(-6, -1)], [1.0, 1e-40, 1 - 2**-24, 1e-12]
+        ),
+        "repetition_penalty": per_row(
+            rng, num_rows, [1.0, 1.0, 1.2, 0.7], [lambda: 10 ** rng.uniform(-3, 3), 1e-40]
+        ),
+        "presence_penalty": per_row(rng, num_rows, [0.0, -0.4, lambda: rng.uniform(-2, 2)], [1e38]),
+        "frequency_penalty": per_row(rng, num_rows, [0.0, 0.3, lambda: rng.uniform(-2, 2)], [-3e38, 3e38]),
         "seed": [int(s) for s in rng.integers(-(1 << 63), (1 << 63) - 1, num_rows)],
-        "position": per_row(rng, num_rows, 0, 1, lambda: int(rng.integers(0, 1 << 63)), (1 << 64) - 1),
-        "substream": per_row(rng, num_rows, 0, lambda: int(rng.integers(0, 1 << 32))),
-    }  # fmt: skip
+        "position": per_row(rng, num_rows, [0, 1, lambda: int(rng.integers(0, 1 << 63)), (1 << 64) - 1]),
+        "substream": per_row(rng, num_rows, [0, lambda: int(rng.integers(0, 1 << 32))]),
+    }
     if rng.random() < 0.7:
         most = min(300, 2 * vocab_size)
         a["prompt_tokens"] = [history(rng, vocab_size, most) for _ in range(num_rows)]
@@ -214,13 +226,3 @@ def assert_same(got, want, context=""):
         if not equal.all():
             row = int(np.argwhere(~equal)[0][0])
             raise AssertionError(f"{context} {name}, row {row}: {a[row]!r} but expected {b[row]!r}")
-
-
-def describe_row(case, b):
-    """The arguments of one row, for a failure's message."""
-    short = {
-        k: v
-        for k, v in case.row(b).arguments.items()
-        if k not in ("prompt_tokens", "output_tokens", "logit_bias")
-    }
-    return f"{case.exact[b][:8]} {short}"
