@@ -380,6 +380,9 @@ def _like(logits: Array, a: Any) -> Any:
 
 def _refuse_cuda(op: str, logits: Array) -> None:
     """Raises RuntimeError if the logits are on a GPU that this build cannot use."""
-    device = getattr(logits, "__dlpack_device__", None)
-    if device is not None and device()[0] == _CUDA and _native.cuda is None:
+    try:
+        device_type = logits.__dlpack_device__()[0]
+    except Exception:  # no array at all, or none with memory: the error on its way says so
+        return
+    if device_type == _CUDA and _native.cuda is None:
         raise RuntimeError(f"tokenstep.{op}: logits is on a GPU, but {_native.cuda_absent_because}")
