@@ -18,7 +18,19 @@ constexpr int kMaskWords = kBlock / 32;
 // Below this log2 of (largest weight / 2^40), the weights of a block that share a 32-bit lane sum to less
 // than 2^31.
 constexpr float kNarrowSumBelow = -13.5f;
+constexpr float kNarrowLimit = 0x1p26f;  // likewise: sixteen such weights
 constexpr float kLog2E = 0x1.715476p+0f;
+
+// An estimate of exp(y) for a handful of instructions: the float whose bits are y * log2(e) * 2^23 + 127 *
+// 2^23, that is 2^n * (1 + f) for 2^(n + f) (Schraudolph: A Fast, Compact Approximation of the Exponential
+// Function, 1999). It is never too small and at most kEstimateExcess too large, but for rounding
+// (kEstimateSlack covers it, and what an exact weight may deviate), where exponents do not leave the range of
+// floats.
+constexpr float kEstimateFactor = 0x1.715476p+23f;
+constexpr float kEstimateBias = 0x1.fcp+29f;
+constexpr double kEstimateExcess = 1.0615, kEstimateSlack = 1e-4;
+constexpr float kEstimateLeast = -60.0f,
+                kEstimateMost = 100.0f;  // log2 of a row's exp(x_max) for which it holds
 
 // The element types of logits. bfloat16 is its upper half of a float32.
 struct BFloat16 {

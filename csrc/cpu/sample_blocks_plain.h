@@ -18,7 +18,24 @@ inline float max_of_block(const float* x, bool& bad) {
   return float_from_bits(static_cast<uint32_t>(ordered_int(largest)));
 }
 
-// Steps 1 on a block: out is x where its bit is set, -inf elsewhere. out may be x.
+// The same, and an estimate of the sum of exp(x * scale) over the block (see kEstimateFactor).
+inline float max_and_estimate(const float* x, float scale, bool& bad, float& estimate) {
+  constexpr float kMost = 0x1.fp+30f;  // keeps the conversion defined
+  float lane[kLanes] = {};
+  const float factor = scale * kEstimateFactor;
+  for (int i = 0; i < kBlock; i += kLanes)
+    for (int j = 0; j < kLanes; ++j) {
+      float exponent = x[i + j] * factor + kEstimateBias;
+      exponent = exponent > 0.0f ? exponent : 0.0f;
+      exponent = exponent < kMost ? exponent : kMost;
+      lane[j] += float_from_bits(static_cast<uint32_t>(static_cast<int32_t>(exponent)));
+    }
+  estimate = 0.0f;
+  for (const float part : lane) estimate += part;
+  return max_of_block(x, bad);
+}
+
+// Step 1 on a block: out is x where its bit is set, -inf elsewhere. out may be x.
 inline void mask_block(const float* x, const uint32_t* words, float* out) {
   for (int word = 0; word < kMaskWords; ++word)
     for (int bit = 0; bit < 32; ++bit)

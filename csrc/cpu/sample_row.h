@@ -19,7 +19,9 @@ struct Edit {
 // Memory of a row at work; a thread keeps two, for this row and the next.
 struct RowScratch {
   Buffer<float> raw_max, edited_max;     // per block; the tail is padded with -inf to whole blocks
+  Buffer<float> estimate;                // of the weights per block, in the unit exp(0)
   Buffer<uint64_t> raw_sum, sum, above;  // weights per block
+  Buffer<uint64_t> most;                 // upper bounds of sums
   Buffer<Edit> edits;
   Buffer<int32_t> edits_begin, edits_end;  // range of a block's edits
   Buffer<int32_t> keys;
@@ -48,6 +50,10 @@ class Row {
     const bool in_range = parameters_in_range(params);
     if (in_range) gather_edits(p);
     unedited_ = !mask_ && !has_edits_;
+    if (in_range && wants_estimates(p)) {
+      estimate_scale_ = inverse_temperature(params.temperature);
+      scratch.estimate.reserve(static_cast<size_t>(num_blocks));
+    }
     if (unedited_) {
       edited_max_ = scratch.raw_max.data();
     } else {
@@ -70,6 +76,8 @@ class Row {
   bool is_unedited() const { return unedited_; }  // raw and edited values are the same
   const float* raw_max() const { return scratch.raw_max.data(); }
   const float* edited_max() const { return edited_max_; }
+  // Estimates of exp(x) after step 5 per block, if the scan made them.
+  const float* estimates() const { return estimate_scale_ > 0.0f ? scratch.estimate.data() : nullptr; }
   float raw_value(int32_t id) const { return to_float(logits_[id]); }
 
   float edited_value(int32_t id) const {
@@ -110,33 +118,58 @@ class Row {
   bool scan(int begin, int end) {
     alignas(64) float buffer[kBlock];
     bool bad = false;
-    for (int block = begin; block < end; ++block) {
-      const float* x = nullptr;
-      if constexpr (sizeof(Logit) == sizeof(float)) {
-        x = raw_block(block, buffer);
-        scratch.raw_max[block] = max_of_block(x, bad);
-      } else {
-        if (block_size(block) == kBlock) {
-          scratch.raw_max[block] = max_of_halves(logits_ + block * kBlock, bad);
-        } else {
-          scratch.raw_max[block] = max_of_block(raw_block(block, buffer), bad);
-        }
-        const char* ahead = address_of_block(block + kPrefetchBlocks);
-        for (size_t i = 0; i < kBlock * sizeof(Logit); i += 64) __builtin_prefetch(ahead + i, 0, 2);
-      }
-      if (unedited_) continue;
-      float largest = scratch.raw_max[block];
-      if (mask_) {
-        uint32_t words[kMaskWords];
-        if (!x) x = raw_block(block, buffer);
-        largest = max_of_allowed(x, words_of_block(block, words));
-      }
-      scratch.edited_max[block] = has_edits_ ? apply_edits_of_block(block, largest) : largest;
-    }
+    for (int block = begin; block < end; ++block) scan_block(block, buffer, bad);
     return bad;
   }
 
  private:
+  // Only rows that draw from all of the vocabulary profit, and only where no log probability asks for the
+  // exact sum.
+  bool wants_estimates(const SampleParams& p) const {
+    const bool has_top_k = params.top_k > 0 && params.top_k < vocab_size;
+    if (params.temperature < kGreedyBelow || has_top_k || params.min_p > 0.0f) return false;
+    if (!p.logprobs || params.num_logprobs < 0) return true;
+    const bool raw_is_drawn = params.temperature == 1.0f && !mask_ && !has_edits_;
+    return p.logprobs_mode == LogprobsMode::kRaw && !raw_is_drawn;
+  }
+
+  void scan_block(int block, float* buffer, bool& bad) {
+    const bool estimates_raw = estimate_scale_ > 0.0f && unedited_;
+    if constexpr (sizeof(Logit) < sizeof(float)) {
+      const char* ahead = address_of_block(block + kPrefetchBlocks);
+      for (size_t i = 0; i < kBlock * sizeof(Logit); i += 64) __builtin_prefetch(ahead + i, 0, 2);
+      if (block_size(block) == kBlock && !estimates_raw) {
+        scratch.raw_max[block] = max_of_halves(logits_ + block * kBlock, bad);
+        if (!unedited_) scratch.edited_max[block] = edited_max_of_block(block, buffer);
+        return;
+      }
+    }
+    const float* x = raw_block(block, buffer);
+    if (estimates_raw) {
+      scratch.raw_max[block] = max_and_estimate(x, estimate_scale_, bad, scratch.estimate[block]);
+      return;
+    }
+    scratch.raw_max[block] = max_of_block(x, bad);
+    if (!unedited_) scratch.edited_max[block] = edited_max_of_block(block, buffer);
+  }
+
+  // Edits the block, given its raw maximum; returns its largest value after step 4.
+  float edited_max_of_block(int block, float* buffer) {
+    bool ignored = false;
+    if (estimate_scale_ > 0.0f) {
+      if (has_edits_) apply_edits_of_block(block);
+      return max_and_estimate(edited_block(block, buffer), estimate_scale_, ignored, scratch.estimate[block]);
+    }
+    float largest = scratch.raw_max[block];
+    if (mask_) {
+      uint32_t words[kMaskWords];
+      largest = max_of_allowed(raw_block(block, buffer), words_of_block(block, words));
+    }
+    if (!has_edits_) return largest;
+    const auto [raised, lowered] = apply_edits_of_block(block, largest);
+    return lowered ? max_of_block(edited_block(block, buffer), ignored) : std::max(largest, raised);
+  }
+
   static void pad(float* maxima, size_t count) {
     for (size_t i = 0; i < count; ++i) maxima[i] = -kInfinity;
   }
@@ -173,7 +206,10 @@ class Row {
     Edit* edits = scratch.edits.reserve(static_cast<size_t>(num_history) + static_cast<size_t>(num_bias));
     memset(begin, 0, sizeof(int32_t) * (static_cast<size_t>(num_blocks) + 1));
     for (int i = 0; i < num_bias; ++i) ++begin[bias_ids[i] / kBlock + 1];
-    for (int i = 0; i < num_history; ++i) ++begin[history_ids[i] / kBlock + 1];
+    for (int i = 0; i < num_history; ++i) {
+      ++begin[history_ids[i] / kBlock + 1];
+      if (p.history_counts_stride) __builtin_prefetch(counts + history_ids[i]);  // read soon, from all over memory
+    }
     for (int block = 0; block < num_blocks; ++block) {
       begin[block + 1] += begin[block];
       end[block] = begin[block];
@@ -205,29 +241,30 @@ class Row {
     scratch.edits_end[block] = kept;
   }
 
-  // Values of the block's edits; returns the block's largest value after them, given the largest before.
-  float apply_edits_of_block(int block, float largest) {
-    if (scratch.edits_begin[block] == scratch.edits_end[block]) return largest;
+  struct EditedMax {
+    float raised = -kInfinity;  // the largest edited value
+    bool lowered = false;       // an edit took the largest value down: the block's maximum may be gone
+  };
+  // Values of the block's edits. `largest` is the block's maximum after the mask.
+  EditedMax apply_edits_of_block(int block, float largest = kInfinity) {
+    EditedMax result;
+    if (scratch.edits_begin[block] == scratch.edits_end[block]) return result;
     join_edits_of_block(block);
-    float edited_largest = largest;
-    bool lowered = false;  // the block's maximum may be gone
     for (int i = scratch.edits_begin[block]; i < scratch.edits_end[block]; ++i) {
       Edit& edit = scratch.edits[i];
       const float x = mask_ && !is_allowed(mask_, edit.id) ? -kInfinity : raw_value(edit.id);
       edit.value = apply_edits(x, edit.bias, edit.occurrences, params);
-      edited_largest = edit.value > edited_largest ? edit.value : edited_largest;
-      lowered |= x == largest && edit.value < x;
+      result.raised = edit.value > result.raised ? edit.value : result.raised;
+      result.lowered |= x == largest && edit.value < x;
     }
-    if (!lowered) return edited_largest;
-    alignas(64) float buffer[kBlock];
-    bool ignored = false;
-    return max_of_block(edited_block(block, buffer), ignored);
+    return result;
   }
 
   const Logit* logits_;
   const uint32_t* mask_;
   float* edited_max_ = nullptr;
   bool has_edits_ = false, unedited_ = true;
+  float estimate_scale_ = 0.0f;  // 0: the scan makes no estimates
 };
 
 }  // namespace

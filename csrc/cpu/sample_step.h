@@ -5,6 +5,7 @@
 // (temperature alone, top-p, log probabilities) does a second pass weigh every token, from the second cache,
 // while it scans the thread's next row.
 #pragma once
+#include "cpu/sample_bounds.h"
 #include "cpu/sample_nucleus.h"
 #include "cpu/sample_row.h"
 
@@ -60,8 +61,10 @@ class RowStep {
         collect(candidates_, threshold_, View::kEdited);
       candidates_.weigh(x_max_);
       if (has_top_p) cut_ = select_weight(candidates_, top_p_target(row_.params.top_p, candidates_.total()));
-      total_ = candidates_.drop(cut_);
-      candidates_hold_all_ = true;
+      return keep_candidates(cut_);
+    }
+    if (!wants_edited_sum && settle_within_bounds(draws, has_top_p)) {
+      if (wants_raw_sum) sweep(false, true);
       return;
     }
     const bool needs_sums = draws || has_top_p || wants_edited_sum;
@@ -86,8 +89,8 @@ class RowStep {
 
   // Step 9.
   int32_t draw() const {
-    const uint64_t bits = random_bits(row_.params.seed, row_.params.position, row_.params.substream);
-    const uint64_t target = draw_target(bits, total_);
+    if (settled_token_ >= 0) return settled_token_;
+    const uint64_t target = draw_target(draw_bits(), total_);
     return candidates_hold_all_ ? walk_candidates(target) : walk_blocks(target);
   }
 
@@ -134,6 +137,9 @@ class RowStep {
     for (int block = 0; block < row_.num_blocks; ++block) total += sums[block];
     return total;
   }
+  uint64_t draw_bits() const {
+    return random_bits(row_.params.seed, row_.params.position, row_.params.substream);
+  }
   float scaled_max(int block) const { return apply_temperature(row_.edited_max()[block], scale_); }
 
   bool few_blocks_reach(float threshold) const {
@@ -141,6 +147,26 @@ class RowStep {
     int count = 0;
     for (int block = 0; block < row_.num_blocks; ++block) count += scaled_max(block) >= threshold;
     return count <= row_.num_blocks / 4;
+  }
+
+  // Tries to cut or draw without weighing all tokens.
+  bool settle_within_bounds(bool draws, bool has_top_p) {
+    constexpr double kLightShareOfDraw = 0.01, kLightShareOfCut = 0.002;
+    if (!draws && !has_top_p) return true;
+    BlockBounds bounds;
+    if (!bound_blocks(row_, scale_, x_max_, has_top_p ? kLightShareOfCut : kLightShareOfDraw, bounds))
+      return false;
+    if (!has_top_p) {
+      settled_token_ = draw_within(bounds, row_, scale_, x_max_, draw_bits());
+      return settled_token_ >= 0;
+    }
+    const uint64_t least = top_p_target(row_.params.top_p, bounds.total_least);
+    const uint64_t most = top_p_target(row_.params.top_p, bounds.total_most);
+    if (!collect_nucleus(most)) return false;
+    const Cut cut = select_weight(candidates_, most), first = select_weight(candidates_, least);
+    if (cut.value != first.value || cut.id != first.id) return false;
+    keep_candidates(cut);
+    return true;
   }
 
   // Weighs all tokens, block by block, and scans the next row meanwhile: its reads from memory overlap this
@@ -152,9 +178,11 @@ class RowStep {
     if (edited) s.sum.reserve(num_blocks);
     if (raw && !raw_sums_are_shared_) s.raw_sum.reserve(num_blocks);
     split_.run(row_.num_blocks, [&](int begin, int end, int) {
-      for (int b = begin; b < end; ++b) {
-        const char* prefetch = (next_ ? *next_ : row_).address_of_block(b + (next_ ? kPrefetchBlocks : 0));
-        if (next_) next_->has_bad_logit |= next_->scan(b, b + 1);
+      for (int ahead = begin; ahead < end; ++ahead) {
+        const int b = end - 1 - (ahead - begin);  // last scanned, first weighed: what the cache still holds
+        const char* prefetch =
+            next_ ? next_->address_of_block(ahead + kPrefetchBlocks) : row_.address_of_block(b);
+        if (next_) next_->has_bad_logit |= next_->scan(ahead, ahead + 1);
         alignas(64) float buffer[kBlock];
         if (raw && !raw_sums_are_shared_) {
           const float log2_top = mul(sub(row_.raw_max()[b], raw_max_), kLog2E);
@@ -205,18 +233,25 @@ class RowStep {
     while (c.count > 0 && c.ids[c.count - 1] >= row_.vocab_size) --c.count;
   }
 
+  // Collects tokens that surely weigh `target` together, largest first; false if they may be many.
+  bool collect_nucleus(uint64_t target) {
+    float least = -kInfinity;
+    if (!bound_of_nucleus(row_.edited_max(), row_.num_blocks, scale_, x_max_, target, row_.scratch, least))
+      return false;
+    collect(candidates_, std::max(least, threshold_), View::kEdited);
+    candidates_.weigh(x_max_);
+    return true;
+  }
+  void keep_candidates(Cut cut) {  // what is kept is all among the candidates
+    cut_ = cut;
+    total_ = candidates_.drop(cut);
+    candidates_hold_all_ = true;
+  }
+
   // Step 8 where the kept tokens are not in a small buffer yet. The total is known exactly.
   void cut_top_p() {
     const uint64_t target = top_p_target(row_.params.top_p, total_);
-    float least = -kInfinity;
-    if (bound_of_nucleus(row_.edited_max(), row_.num_blocks, scale_, x_max_, target, row_.scratch, least)) {
-      collect(candidates_, std::max(least, threshold_), View::kEdited);
-      candidates_.weigh(x_max_);
-      cut_ = select_weight(candidates_, target);
-      total_ = candidates_.drop(cut_);
-      candidates_hold_all_ = true;
-      return;
-    }
+    if (collect_nucleus(target)) return keep_candidates(select_weight(candidates_, target));
     // A wide nucleus: tokens above a bracket of values are summed by block, those inside are candidates. A
     // wrong guess costs another pass, never a wrong token.
     Bracket bracket = guess_bracket(row_, scale_, x_max_, threshold_, row_.params.top_p, total_);
@@ -297,6 +332,7 @@ class RowStep {
   bool greedy_ = false;
   float raw_max_ = 0, scale_ = 1, x_max_ = 0, threshold_ = -kInfinity;
   Cut cut_;
+  int32_t settled_token_ = -1;        // the draw, where bounds sufficed
   uint64_t total_ = 0;                // weight of what is kept
   bool candidates_hold_all_ = false;  // everything kept is among the candidates
   bool bracket_holds_cut_ = false;    // block_sums_ counts what lies above the candidates
