@@ -15,6 +15,7 @@
 #include "cpu/attention_rope.h"
 #include "cpu/attention_softmax.h"
 #include "cpu/attention_tile.h"
+#include "cpu/attention_tile_bf16.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {
@@ -118,8 +119,8 @@ class ItemAttention {
     const int bytes = head_dim_ * static_cast<int>(sizeof(T));
     for (int i = 0; i < kTileTokens; ++i)
       for (int b = 0; b < bytes; b += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(rows.keys[i]) + b);
-        __builtin_prefetch(reinterpret_cast<const char*>(rows.values[i]) + b);
+        __builtin_prefetch(reinterpret_cast<const char*>(rows.keys[i]) + b, 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(rows.values[i]) + b, 0, 2);
       }
   }
 
@@ -303,7 +304,11 @@ void attend(const AttentionParams& params, const AttentionItem& item, void* scra
     case DType::kFloat16:
       return ItemAttention<FloatTile, Half>(params, item, memory).run();
     default:
+#if defined(__AVX512BF16__)
+      return ItemAttention<BFloatTile, BFloat>(params, item, memory).run();
+#else
       return ItemAttention<FloatTile, BFloat>(params, item, memory).run();
+#endif
   }
 }
 
