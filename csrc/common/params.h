@@ -85,6 +85,8 @@ struct ApplyLogitsParams {
 };
 
 // ---- paged attention ----------------------------------------------------------------------------------------------
+constexpr int kMaxHeadDim = 256;
+
 // A KV cache in pages: [num_blocks, block_size, num_kv_heads, head_dim] in any strides with head_dim contiguous.
 struct CacheView {
   void* data;
@@ -111,13 +113,15 @@ enum class AttentionStatus : int32_t {
   kBadLength = 2,  // seq_lens negative, beyond the block table or the rope table, or less than the sequence's queries
 };
 
-struct AttentionParams {
-  DType dtype;        // of q, k, v, out: float32, float16 or bfloat16
+// Sequences in a paged cache, and the rows of this step: what append_kv takes (it rotates q in place), and the part of
+// paged_attention's input that says where keys and values are.
+struct PagedBatch {
+  DType dtype;        // of q and of new rows: float32, float16 or bfloat16
   DType cache_dtype;  // the same, or float8_e4m3 or int8 with per-head scales
 
-  int32_t num_queries;    // T, rows of q over all sequences
+  int32_t num_queries;    // T, rows of q and of new_k, new_v over all sequences
   int32_t num_sequences;  // R
-  int32_t num_heads;      // Hq
+  int32_t num_heads;      // Hq; 0: no q
   int32_t num_kv_heads;   // Hkv
   int32_t head_dim;       // D: a multiple of 8 up to 256
   int32_t block_size;
@@ -125,27 +129,48 @@ struct AttentionParams {
   int32_t max_blocks;     // width of the block table
   int32_t max_query_len;  // no sequence has more queries
 
-  RowsView q, out;
+  RowsView q;             // [T, Hq, D]; data null: none
+  RowsView new_k, new_v;  // [T, Hkv, D] rows to append; data null: none
+  RopeParams rope;        // rotates q and new_k at their positions
+
   CacheView k_cache, v_cache;
   const int32_t* block_table;  // [R, max_blocks]
   int64_t block_table_stride;
   const int32_t* seq_lens;     // [R], new tokens included
   const int32_t* query_start;  // [R + 1] offsets into the T rows; null: one query per sequence
-
-  RowsView new_k, new_v;  // [T, Hkv, D] rows to append before attending; data null: none
-  RopeParams rope;        // rotates q and new_k at their positions
-
-  float scale;
-  float softcap;               // 0: off. score = softcap * tanh(score / softcap)
-  int32_t window;              // keys at positions > query position - window; 0: unlimited
-  const float* alibi_slopes;   // [Hq]
-  const float* sinks;          // [Hq] one more score per head, without a value
   const float* k_scale;        // [Hkv] of a quantised cache
   const float* v_scale;
 
-  float* lse;       // [T, Hq] natural log, sinks included; null: not wanted
   int32_t* status;  // [R], AttentionStatus; null: not wanted
+};
+
+struct AttentionParams {
+  PagedBatch batch;
+  RowsView out;  // [T, Hq, D] of batch.dtype
+  float* lse;    // [T, Hq] natural log, sinks included; null: not wanted
+
+  float scale;
+  float softcap;              // 0: off. score = softcap * tanh(score / softcap)
+  int32_t window;             // keys at positions > query position - window; 0: unlimited
+  const float* alibi_slopes;  // [Hq]
+  const float* sinks;         // [Hq] one more score per head, without a value
+
   void* workspace;
+};
+
+// Attention over parts of the keys, merged by their log-sum-exp: [S, T, Hq, D] and [S, T, Hq] -> [T, Hq, D] and [T, Hq].
+struct MergeParams {
+  DType dtype;
+  int32_t num_parts;    // S
+  int32_t num_queries;  // T
+  int32_t num_heads;    // Hq
+  int32_t head_dim;     // D
+  const void* outs;
+  int64_t part_stride, row_stride, head_stride;  // of outs
+  const float* lses;
+  int64_t lse_part_stride, lse_row_stride, lse_head_stride;
+  void* out;  // contiguous, like lse
+  float* lse;
 };
 
 }  // namespace tokenstep

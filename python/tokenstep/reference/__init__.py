@@ -3,6 +3,6 @@
 They follow the written contracts and share no code with the kernels. One module an op; nothing here is fast.
 """
 
-from tokenstep.reference import numerics, sampling
+from tokenstep.reference import attention, numerics, sampling
 
-__all__ = ["numerics", "sampling"]
+__all__ = ["attention", "numerics", "sampling"]

@@ -1,0 +1,183 @@
+// Vectors of floats as wide as the instruction set that this file is compiled for, written with the
+// compiler's vector types so that one source serves all; intrinsics only for what these cannot say. For
+// *_kernel.cpp files alone.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#pragma GCC diagnostic push  // GCC 12's own headers leave the unused operand of unmasked AVX-512 forms unset
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+#include "common/numerics.h"
+
+namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
+namespace {  // internal linkage: copies for different instruction sets must never be merged
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+using Floats = float __attribute__((vector_size(kLanes * 4)));
+using Ints = int32_t __attribute__((vector_size(kLanes * 4)));
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+#define TOKENSTEP_VEC static inline __attribute__((always_inline))
+
+TOKENSTEP_VEC Floats all(float x) { return x - Floats{}; }
+TOKENSTEP_VEC Floats load(const float* p) {
+  Floats v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+TOKENSTEP_VEC void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+TOKENSTEP_VEC Ints bits_of(Floats v) { return reinterpret_cast<Ints>(v); }
+TOKENSTEP_VEC Floats floats_of(Ints v) { return reinterpret_cast<Floats>(v); }
+TOKENSTEP_VEC Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+TOKENSTEP_VEC Ints iota(int first) {
+  Ints v;
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v + first;
+}
+
+// a * b + c: fused where the instruction set has it, else two roundings (its own bits, as any two sets may
+// differ).
+TOKENSTEP_VEC Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#elif defined(__ARM_FEATURE_FMA)
+  Floats v;
+  for (int i = 0; i < kLanes; ++i) v[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return v;
+#else
+  return a * b + c;
+#endif
+}
+
+// Across lanes, by halves: the order is fixed.
+TOKENSTEP_VEC float max_lane(Floats v) {
+  float x[kLanes];
+  store(x, v);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
+  return x[0];
+}
+TOKENSTEP_VEC float sum_lanes(Floats v) {
+  float x[kLanes];
+  store(x, v);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) x[i] += x[i + width];
+  return x[0];
+}
+
+// ---- 16-bit floats
+// -------------------------------------------------------------------------------------------------- Scalar
+// forms: exact widening; rounding to nearest even as the hardware does it (NaN stays NaN, made quiet).
+TOKENSTEP_VEC float widen(float x) { return x; }
+TOKENSTEP_VEC float widen(BFloat x) { return float_from_bits(uint32_t{x.bits} << 16); }
+TOKENSTEP_VEC float widen(Half x) {
+  const uint32_t magnitude = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
+  // The exponent is rebased by a product, exact for subnormal numbers too.
+  const uint32_t finite = tokenstep::bits_of(float_from_bits(magnitude << 13) * 0x1p112f);
+  return float_from_bits(sign | (magnitude >= 0x7c00u ? 0x7f800000u | magnitude << 13 : finite));
+}
+
+TOKENSTEP_VEC void narrow(float x, float& out) { out = x; }
+TOKENSTEP_VEC void narrow(float x, BFloat& out) {
+  const uint32_t u = tokenstep::bits_of(x);
+  const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+  out.bits = static_cast<uint16_t>(nan ? 0x7fc0u | u >> 16 : (u + 0x7fffu + (u >> 16 & 1)) >> 16);
+}
+TOKENSTEP_VEC void narrow(float x, Half& out) {
+  const uint32_t u = tokenstep::bits_of(x), magnitude = u & 0x7fffffffu, sign = u >> 16 & 0x8000u;
+  // Normal range: rebase the exponent, round the 13 bits away. Below 2^-14: an addition aligns and rounds.
+  const uint32_t normal = (magnitude + 0xfffu + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
+  const uint32_t tiny = tokenstep::bits_of(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t huge = magnitude > 0x7f800000u ? 0x7e00u | (magnitude >> 13 & 0x3ffu) : 0x7c00u;
+  const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
+  out.bits = static_cast<uint16_t>(sign | (magnitude >= 0x477ff000u ? huge : finite));
+}
+
+// kLanes elements as floats.
+TOKENSTEP_VEC Floats load(const BFloat* p) {
+  uint16_t bits __attribute__((vector_size(kLanes * 2)));
+  memcpy(&bits, p, sizeof bits);
+  return floats_of(__builtin_convertvector(bits, Ints) << 16);
+}
+TOKENSTEP_VEC Floats load(const Half* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  Floats v;
+  for (int i = 0; i < kLanes; ++i) v[i] = widen(p[i]);
+  return v;
+#endif
+}
+
+// The first `count` lanes, zeros beyond. Rows have a multiple of 8 elements, so only 16 lanes can reach past the end.
+template <class T>
+TOKENSTEP_VEC Floats load_first(const T* p, [[maybe_unused]] int count) {
+  if constexpr (kLanes > 8) {
+    if (count < kLanes) {
+      T padded[kLanes] = {};
+      memcpy(padded, p, sizeof(T) * 8);
+      return load(padded);
+    }
+  }
+  return load(p);
+}
+
+// ---- functions
+// ------------------------------------------------------------------------------------------------------ 2^t
+// for t <= 0 in about 1.5 ulp; exactly 1 at 0, exactly 0 below 2^-126. NaN stays.
+TOKENSTEP_VEC Floats exp2(Floats t) {
+  const Floats magic =
+      all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
+  const Floats clamped = t < -126.0f ? all(-126.0f) : t;
+  const Floats rounded = clamped + magic;
+  const Floats f = clamped - (rounded - magic);
+  Floats p = multiply_add(all(0x1.5bba14p-10f), f, all(0x1.3cea88p-7f));  // as numerics.h exp2_fraction
+  p = multiply_add(p, f, all(0x1.c6b752p-5f));
+  p = multiply_add(p, f, all(0x1.ebf9bcp-3f));
+  p = multiply_add(p, f, all(0x1.62e42ap-1f));
+  p = multiply_add(p, f, all(1.0f));
+  const Floats scaled = floats_of(bits_of(p) + (bits_of(rounded) << 23));
+  return t < -126.0f ? Floats{} : scaled;
+}
+
+// A few ulp everywhere: a polynomial (Cephes' tanhf) near 0, where 1 - 2 / (e^2x + 1) would cancel.
+TOKENSTEP_VEC Floats tanh(Floats x) {
+  const Floats magnitude = floats_of(bits_of(x) & 0x7fffffff);
+  const Floats e = exp2(magnitude * -2.885390081777927f);  // e^-2|x|
+  const Floats far = (1.0f - e) / (1.0f + e);
+  const Floats z = x * x;
+  Floats p = multiply_add(all(-5.70498872745e-3f), z, all(2.06390887954e-2f));
+  p = multiply_add(p, z, all(-5.37397155531e-2f));
+  p = multiply_add(p, z, all(1.33314422036e-1f));
+  p = multiply_add(p, z, all(-3.33332819422e-1f));
+  const Floats near = multiply_add(p * z, x, x);
+  const Floats signed_far = floats_of(bits_of(far) | (bits_of(x) & static_cast<int32_t>(0x80000000u)));
+  return magnitude < 0.625f ? near : signed_far;
+}
+
+}  // namespace
+}  // namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE
