@@ -1,0 +1,1 @@
+"""The ``tokenstep`` command: one file per subcommand."""
