@@ -1,4 +1,148 @@
+// tokenstep._C.sample and apply_logits: checks, params, kernel, outputs of the same kind as the logits.
+#include "cpu/sample.h"
+
+#include <string>
+
 #include "bind/ops.h"
+#include "bind/sample_args.h"
+#include "bind/sample_outputs.h"
+#include "common/check.h"
+#include "cpu/fp_environment.h"
+
 namespace tokenstep::bind {
-void register_sample(nanobind::module_&) {}
+namespace {
+
+bool wants_check(nb::handle check) { return check.is_none() || nb::cast<bool>(check); }
+
+// The params of one call; `inputs` must outlive them.
+SampleParams make_params(const char* op, const Tensor& logits, RowInputs& inputs, nb::handle token_bitmask) {
+  SampleParams params{};
+  params.logits = logits.data;
+  params.logits_stride = logits.stride[0];
+  params.logits_dtype = logits.dtype;
+  params.num_rows = static_cast<int32_t>(logits.shape[0]);
+  params.vocab_size = static_cast<int32_t>(logits.shape[1]);
+  params.rows = inputs.rows.data();
+  params.history_ids = inputs.history_ids.data();
+  params.history_counts = inputs.history_counts.data();
+  params.bias_ids = inputs.bias_ids.data();
+  params.bias_values = inputs.bias_values.data();
+  read_bitmask(op, token_bitmask, params);
+  return params;
 }
+
+nb::tuple sample(nb::handle logits, nb::handle temperature, nb::handle top_k, nb::handle top_p,
+                 nb::handle min_p, nb::handle repetition_penalty, nb::handle presence_penalty,
+                 nb::handle frequency_penalty, nb::handle prompt_tokens, nb::handle output_tokens,
+                 nb::handle logit_bias, nb::handle token_bitmask, nb::handle seed, nb::handle position,
+                 nb::handle substream, nb::handle logprobs, nb::handle logprobs_mode, nb::handle check) {
+  constexpr const char* kOp = "sample";
+  const cpu::FpEnvironment environment;  // the rounding of parameters must not flush subnormal numbers either
+  const Tensor x = read_logits(kOp, logits);
+  RowInputs inputs =
+      read_rows(kOp,
+                {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+                 prompt_tokens, output_tokens, logit_bias, seed, position, substream},
+                static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]));
+  SampleParams params = make_params(kOp, x, inputs, token_bitmask);
+  const int num_logprobs = read_num_logprobs(kOp, logprobs);
+  params.logprobs_mode = read_logprobs_mode(kOp, logprobs_mode);
+  for (RowParams& row : inputs.rows) row.num_logprobs = num_logprobs;
+  const nb::tuple outputs = new_outputs(x, num_logprobs, params);
+  {
+    nb::gil_scoped_release release;
+    cpu::sample(params);
+  }
+  if (wants_check(check)) raise_for_status(kOp, params.status, params.num_rows);
+  return outputs;
+}
+
+// Rows of `out` may lie where the rows of `logits` lie, each on its own; any other overlap would destroy
+// unread logits.
+void refuse_overlap(const char* op, const Tensor& x, const Tensor& out) {
+  const int64_t rows = x.shape[0], width = x.shape[1];
+  if (rows == 0) return;
+  if (rows > 1 && std::abs(out.stride[0]) < width)
+    raise<ValueError>(op, "out has overlapping rows (stride %lld), expected at least %lld",
+                      static_cast<long long>(out.stride[0]), static_cast<long long>(width));
+  const auto extent = [&](const Tensor& t, const char*& begin, const char*& end) {
+    const int64_t last = (rows - 1) * t.stride[0], size = bytes_of(t.dtype);
+    begin = t.as<const char>() + std::min<int64_t>(0, last) * size;
+    end = t.as<const char>() + (std::max<int64_t>(0, last) + width) * size;
+  };
+  const char *x_begin, *x_end, *out_begin, *out_end;
+  extent(x, x_begin, x_end);
+  extent(out, out_begin, out_end);
+  if (x_end <= out_begin || out_end <= x_begin) return;
+  if (x.dtype == DType::kFloat32 && (x.stride[0] == out.stride[0] || rows == 1)) {
+    if (x.data == out.data) return;  // in place
+    const int64_t stride = std::abs(x.stride[0]) * static_cast<int64_t>(sizeof(float));
+    const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
+    if (rows > 1 && stride > 0) {  // columns of one array side by side
+      const int64_t offset = ((out.as<const char>() - x.as<const char>()) % stride + stride) % stride;
+      if (offset >= bytes && offset <= stride - bytes) return;
+    }
+  }
+  raise<ValueError>(
+      op, "out overlaps logits, expected separate memory, or logits itself (float32, the same rows)");
+}
+
+nb::tuple apply_logits(nb::handle logits, nb::handle temperature, nb::handle top_k, nb::handle top_p,
+                       nb::handle min_p, nb::handle repetition_penalty, nb::handle presence_penalty,
+                       nb::handle frequency_penalty, nb::handle prompt_tokens, nb::handle output_tokens,
+                       nb::handle logit_bias, nb::handle token_bitmask, nb::handle out, nb::handle check) {
+  constexpr const char* kOp = "apply_logits";
+  const cpu::FpEnvironment environment;
+  const Tensor x = read_logits(kOp, logits);
+  const nb::int_ zero(0);
+  RowInputs inputs =
+      read_rows(kOp,
+                {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+                 prompt_tokens, output_tokens, logit_bias, zero, zero, zero},
+                static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]));
+  ApplyLogitsParams params{make_params(kOp, x, inputs, token_bitmask), nullptr, 0};
+  Tensor result, status;
+  nb::object result_array;
+  if (out.is_none()) {
+    result_array = new_array_like(x, DType::kFloat32, {x.shape[0], x.shape[1]}, result);
+  } else {
+    result = tensor_from(kOp, "out", out, Access::kWrite);
+    result.expect_dtype({DType::kFloat32})
+        .expect_shape({x.shape[0], x.shape[1]}, "[B, V]")
+        .expect_contiguous_last_axis();
+    result.expect_same_device(x);
+    refuse_overlap(kOp, x, result);
+    result_array = nb::borrow(out);
+  }
+  const nb::object status_array = new_array_like(x, DType::kInt32, {x.shape[0]}, status);
+  params.sample.status = status.as<int32_t>();
+  params.out = result.as<float>();
+  params.out_stride = result.stride[0];
+  {
+    nb::gil_scoped_release release;
+    cpu::apply_logits(params);
+  }
+  if (wants_check(check)) raise_for_status(kOp, params.sample.status, params.sample.num_rows);
+  return nb::make_tuple(result_array, status_array);
+}
+
+}  // namespace
+
+void register_sample(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("sample", &sample, "logits"_a, "temperature"_a = 1.0, "top_k"_a = 0, "top_p"_a = 1.0, "min_p"_a = 0.0,
+        "repetition_penalty"_a = 1.0, "presence_penalty"_a = 0.0, "frequency_penalty"_a = 0.0,
+        "prompt_tokens"_a = nb::none(), "output_tokens"_a = nb::none(), "logit_bias"_a = nb::none(),
+        "token_bitmask"_a = nb::none(), "seed"_a = nb::none(), "position"_a = 0, "substream"_a = 0,
+        "logprobs"_a = nb::none(), "logprobs_mode"_a = "raw", "check"_a = nb::none(),
+        "(tokens, status, logprobs, ranks, top_tokens, top_logprobs) of each row; the last four None without "
+        "logprobs.");
+  m.def("apply_logits", &apply_logits, "logits"_a, "temperature"_a = 1.0, "top_k"_a = 0, "top_p"_a = 1.0,
+        "min_p"_a = 0.0, "repetition_penalty"_a = 1.0, "presence_penalty"_a = 0.0,
+        "frequency_penalty"_a = 0.0, "prompt_tokens"_a = nb::none(), "output_tokens"_a = nb::none(),
+        "logit_bias"_a = nb::none(), "token_bitmask"_a = nb::none(), "out"_a = nb::none(),
+        "check"_a = nb::none(), "(out, status): float32 logits after the filters, -inf where cut.");
+  register_sampler(m);
+}
+
+}  // namespace tokenstep::bind

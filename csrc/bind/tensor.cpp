@@ -78,6 +78,9 @@ DType dtype_from(nb::dlpack::dtype dtype) {
   if (is(Code::UInt, 8)) return DType::kUInt8;
   if (is(Code::Int, 32)) return DType::kInt32;
   if (is(Code::Int, 64)) return DType::kInt64;
+  if (is(Code::UInt, 32)) return DType::kUInt32;
+  if (is(Code::UInt, 64)) return DType::kUInt64;
+  if (is(Code::Float, 64)) return DType::kFloat64;
   return DType::kOther;
 }
 
@@ -101,6 +104,12 @@ nb::dlpack::dtype dlpack_dtype(DType dtype) {
       return make(Code::UInt, 8);
     case DType::kInt64:
       return make(Code::Int, 64);
+    case DType::kUInt32:
+      return make(Code::UInt, 32);
+    case DType::kUInt64:
+      return make(Code::UInt, 64);
+    case DType::kFloat64:
+      return make(Code::Float, 64);
     default:
       return make(Code::Int, 32);
   }

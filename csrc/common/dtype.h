@@ -4,7 +4,8 @@
 
 namespace tokenstep {
 
-enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat8E4M3, kInt8, kUInt8, kInt32, kInt64, kOther };
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat8E4M3, kInt8, kUInt8, kInt32, kInt64,
+                           kUInt32, kUInt64, kFloat64, kOther };
 
 constexpr int bytes_of(DType dtype) {
   switch (dtype) {
@@ -13,8 +14,11 @@ constexpr int bytes_of(DType dtype) {
       return 2;
     case DType::kFloat32:
     case DType::kInt32:
+    case DType::kUInt32:
       return 4;
     case DType::kInt64:
+    case DType::kUInt64:
+    case DType::kFloat64:
       return 8;
     default:
       return 1;
@@ -39,6 +43,12 @@ constexpr const char* name_of(DType dtype) {
       return "int32";
     case DType::kInt64:
       return "int64";
+    case DType::kUInt32:
+      return "uint32";
+    case DType::kUInt64:
+      return "uint64";
+    case DType::kFloat64:
+      return "float64";
     case DType::kOther:
       break;
   }

@@ -32,7 +32,7 @@ struct alignas(16) RowParams {
   int32_t top_k = 0;       // <= 0: off
   uint32_t substream = 0;  // Philox counter, with position
   uint64_t seed = 0;       // Philox key
-  uint64_t position = 0;   // index of the output token
+  uint64_t position = 0;   // index of the output token; a sampled row moves on by one
   int64_t history_begin = 0;
   int64_t bias_begin = 0;
   int32_t history_size = 0;

@@ -1,0 +1,87 @@
+// The per-token arithmetic of sampling, steps 1-6, written once for host and device: fp32, each operation
+// rounded once. The order of the steps, and what follows them (top-k, top-p, draw), is each backend's own
+// code.
+#pragma once
+#include <cstdint>
+
+#include "common/numerics.h"
+#include "common/params.h"
+
+namespace tokenstep {
+
+constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kGreedyBelow = 1e-5f;  // a smaller temperature takes the arg max
+constexpr float kNoBias = -0.0f;       // the neutral element of fp32 addition: x + -0 is x, for -0 and +0 too
+
+TOKENSTEP_INLINE bool is_finite(float x) { return (bits_of(x) & 0x7f800000u) != 0x7f800000u; }
+
+// Status 3: a row for which this is false is not sampled. Comparisons with NaN are false.
+TOKENSTEP_INLINE bool parameters_in_range(const RowParams& row) {
+  return row.temperature >= 0.0f && is_finite(row.temperature) && row.top_p >= 0.0f && row.top_p <= 1.0f &&
+         row.min_p >= 0.0f && row.min_p <= 1.0f && row.repetition_penalty > 0.0f &&
+         is_finite(row.repetition_penalty) && is_finite(row.frequency_penalty) &&
+         is_finite(row.presence_penalty) && row.num_logprobs <= kMaxTopLogprobs;
+}
+
+// Does the history change any logit of this row?
+TOKENSTEP_INLINE bool has_penalties(const RowParams& row) {
+  return row.repetition_penalty != 1.0f || row.frequency_penalty != 0.0f || row.presence_penalty != 0.0f;
+}
+
+// Step 1: a token that the bitmask does not allow is -inf. The mask is one row's words.
+TOKENSTEP_INLINE bool is_allowed(const uint32_t* mask, int32_t id) {
+  return (mask[id >> 5] >> (id & 31)) & 1;
+}
+
+// Step 2: the logit bias, finite or -inf.
+TOKENSTEP_INLINE float apply_bias(float x, float bias) { return add(x, bias); }
+
+// Step 3: the repetition penalty, for ids of prompt and output.
+TOKENSTEP_INLINE float apply_repetition(float x, float penalty) {
+  return x > 0.0f ? div(x, penalty) : mul(x, penalty);
+}
+
+// Step 4: frequency, then presence, for ids of the output.
+TOKENSTEP_INLINE float apply_frequency(float x, float penalty, uint32_t count) {
+  return sub(x, mul(penalty, static_cast<float>(count)));
+}
+TOKENSTEP_INLINE float apply_presence(float x, float penalty) { return sub(x, penalty); }
+
+// Steps 2-4 of an edited token. `occurrences` as in params.h, 0: the token is not in the history. Finite
+// parameters make NaN only by overflow (inf - inf); it counts as -inf, so that a banned token stays banned.
+TOKENSTEP_INLINE float apply_edits(float x, float bias, uint32_t occurrences, const RowParams& row) {
+  x = apply_bias(x, bias);
+  if (occurrences != 0) x = apply_repetition(x, row.repetition_penalty);
+  if (const uint32_t count = occurrences & kOutputCountMask) {
+    x = apply_frequency(x, row.frequency_penalty, count);
+    x = apply_presence(x, row.presence_penalty);
+  }
+  return x == x ? x : -kInfinity;
+}
+
+// Step 5: temperature. Multiplying by the rounded inverse keeps the order of values, and may make equals of
+// neighbours.
+TOKENSTEP_INLINE float inverse_temperature(float temperature) { return div(1.0f, temperature); }
+TOKENSTEP_INLINE float apply_temperature(float x, float inverse) { return mul(x, inverse); }
+
+// A row is greedy if its temperature says so, or if its largest value overflowed in steps 2-5. The arg max is
+// taken of the values after step 4.
+TOKENSTEP_INLINE bool is_greedy(float temperature, float edited_max) {
+  return temperature < kGreedyBelow ||
+         apply_temperature(edited_max, inverse_temperature(temperature)) == kInfinity;
+}
+
+// Step 6: tokens below this are cut.
+TOKENSTEP_INLINE float min_p_threshold(float x_max, float min_p) {
+  if (!(min_p > 0.0f)) return -kInfinity;
+  const float threshold = add(x_max, log_float(min_p));
+  return threshold < x_max ? threshold : x_max;
+}
+
+// Step 10: ln of a token's share, with log_sum = log_weight_sum(sum of weights). The maximum is at distance 0
+// even where a bias made it +inf.
+TOKENSTEP_INLINE float log_probability(float x, float x_max, float log_sum) {
+  return sub(x == x_max ? 0.0f : sub(x, x_max), log_sum);
+}
+
+}  // namespace tokenstep

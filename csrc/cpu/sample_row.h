@@ -1,0 +1,234 @@
+// One row of logits, read in blocks: raw, or edited by steps 1-4 (mask, bias, penalties). The scan is the
+// only read of the whole row from memory. It keeps one maximum per block, raw and edited; edited values live
+// in a short list by block and are never written to a copy of the row.
+#pragma once
+#include "common/params.h"
+#include "cpu/sample_candidates.h"
+
+namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
+namespace {
+
+// A token that bias or history changes.
+struct Edit {
+  int32_t id;
+  uint32_t occurrences;  // as in params.h; 0: not in the history
+  float bias;            // kNoBias: none
+  float value;           // after step 4, once the scan has passed
+};
+
+// Memory of a row at work; a thread keeps two, for this row and the next.
+struct RowScratch {
+  Buffer<float> raw_max, edited_max;     // per block; the tail is padded with -inf to whole blocks
+  Buffer<uint64_t> raw_sum, sum, above;  // weights per block
+  Buffer<Edit> edits;
+  Buffer<int32_t> edits_begin, edits_end;  // range of a block's edits
+  Buffer<int32_t> keys;
+  Buffer<float> samples, sample_weights;
+  Candidates candidates;
+  Candidates top;
+  Buffer<bool> slice_is_bad;
+};
+
+constexpr int kPrefetchBlocks = 8;
+
+template <class Logit>
+class Row {
+ public:
+  Row(const SampleParams& p, int row_index, RowScratch& memory)
+      : index(row_index),
+        vocab_size(p.vocab_size),
+        num_blocks((p.vocab_size + kBlock - 1) / kBlock),
+        slot(p.row_slots ? p.row_slots[row_index] : row_index),
+        params(p.rows[slot]),
+        scratch(memory),
+        logits_(static_cast<const Logit*>(p.logits) + row_index * p.logits_stride),
+        mask_(p.token_bitmask ? p.token_bitmask + row_index * p.token_bitmask_stride : nullptr) {
+    const size_t padded = static_cast<size_t>((num_blocks + kBlock - 1) / kBlock * kBlock);
+    pad(scratch.raw_max.reserve(padded), padded);
+    const bool in_range = parameters_in_range(params);
+    if (in_range) gather_edits(p);
+    unedited_ = !mask_ && !has_edits_;
+    if (unedited_) {
+      edited_max_ = scratch.raw_max.data();
+    } else {
+      pad(edited_max_ = scratch.edited_max.reserve(padded), padded);
+    }
+  }
+  Row(const Row&) = delete;
+  Row& operator=(const Row&) = delete;
+
+  const int index, vocab_size, num_blocks, slot;
+  RowParams& params;
+  RowScratch& scratch;
+
+  bool is_scanned = false;  // by the row before this one, inside its sums
+  bool has_bad_logit = false;
+
+  const char* address_of_block(int block) const {
+    return reinterpret_cast<const char*>(logits_ + int64_t{block} * kBlock);
+  }
+  bool is_unedited() const { return unedited_; }  // raw and edited values are the same
+  const float* raw_max() const { return scratch.raw_max.data(); }
+  const float* edited_max() const { return edited_max_; }
+  float raw_value(int32_t id) const { return to_float(logits_[id]); }
+
+  float edited_value(int32_t id) const {
+    if (const Edit* edit = find_edit(id)) return edit->value;
+    return mask_ && !is_allowed(mask_, id) ? -kInfinity : raw_value(id);
+  }
+
+  // The block as float32, in place where it lies so in memory, else in `buffer`; padded with -inf.
+  const float* raw_block(int block, float* buffer) const {
+    const Logit* x = logits_ + block * kBlock;
+    const int size = block_size(block);
+    if constexpr (sizeof(Logit) == sizeof(float))
+      if (size == kBlock) return x;
+    if (size == kBlock)
+      for (int i = 0; i < kBlock; ++i) buffer[i] = to_float(x[i]);
+    else
+      for (int i = 0; i < kBlock; ++i) buffer[i] = i < size ? to_float(x[i]) : -kInfinity;
+    return buffer;
+  }
+
+  // The block after step 4; only once it is scanned.
+  const float* edited_block(int block, float* buffer) const {
+    const float* x = raw_block(block, buffer);
+    if (unedited_) return x;
+    if (mask_) {
+      uint32_t words[kMaskWords];
+      mask_block(x, words_of_block(block, words), buffer);
+      x = buffer;
+    }
+    if (!has_edits_ || scratch.edits_begin[block] == scratch.edits_end[block]) return x;
+    if (x != buffer) memcpy(buffer, x, kBlock * sizeof(float));
+    for (int i = scratch.edits_begin[block]; i < scratch.edits_end[block]; ++i)
+      buffer[scratch.edits[i].id % kBlock] = scratch.edits[i].value;
+    return buffer;
+  }
+
+  // Reads blocks [begin, end) for the first time.
+  bool scan(int begin, int end) {
+    alignas(64) float buffer[kBlock];
+    bool bad = false;
+    for (int block = begin; block < end; ++block) {
+      const float* x = nullptr;
+      if constexpr (sizeof(Logit) == sizeof(float)) {
+        x = raw_block(block, buffer);
+        scratch.raw_max[block] = max_of_block(x, bad);
+      } else {
+        if (block_size(block) == kBlock) {
+          scratch.raw_max[block] = max_of_halves(logits_ + block * kBlock, bad);
+        } else {
+          scratch.raw_max[block] = max_of_block(raw_block(block, buffer), bad);
+        }
+        const char* ahead = address_of_block(block + kPrefetchBlocks);
+        for (size_t i = 0; i < kBlock * sizeof(Logit); i += 64) __builtin_prefetch(ahead + i, 0, 2);
+      }
+      if (unedited_) continue;
+      float largest = scratch.raw_max[block];
+      if (mask_) {
+        uint32_t words[kMaskWords];
+        if (!x) x = raw_block(block, buffer);
+        largest = max_of_allowed(x, words_of_block(block, words));
+      }
+      scratch.edited_max[block] = has_edits_ ? apply_edits_of_block(block, largest) : largest;
+    }
+    return bad;
+  }
+
+ private:
+  static void pad(float* maxima, size_t count) {
+    for (size_t i = 0; i < count; ++i) maxima[i] = -kInfinity;
+  }
+  int block_size(int block) const { return std::min(kBlock, vocab_size - block * kBlock); }
+
+  const uint32_t* words_of_block(int block, uint32_t* buffer) const {
+    const uint32_t* words = mask_ + block * kMaskWords;
+    const int count = (block_size(block) + 31) / 32;
+    if (count == kMaskWords) return words;
+    for (int i = 0; i < kMaskWords; ++i) buffer[i] = i < count ? words[i] : 0;  // the row's mask ends here
+    return buffer;
+  }
+
+  const Edit* find_edit(int32_t id) const {
+    if (!has_edits_) return nullptr;
+    const int block = id / kBlock;
+    for (int i = scratch.edits_begin[block]; i < scratch.edits_end[block]; ++i)
+      if (scratch.edits[i].id == id) return &scratch.edits[i];
+    return nullptr;
+  }
+
+  // Sorts the row's biases and history by block, so that a block is edited while it is in the first cache.
+  // Within a block the biases come first.
+  void gather_edits(const SampleParams& p) {
+    const int num_history = has_penalties(params) ? params.history_size : 0, num_bias = params.bias_size;
+    has_edits_ = num_history > 0 || num_bias > 0;
+    if (!has_edits_) return;
+    const int32_t* bias_ids = p.bias_ids + params.bias_begin;
+    const int32_t* history_ids = p.history_ids + params.history_begin;
+    const uint32_t* counts = p.history_counts_stride ? p.history_counts + slot * p.history_counts_stride
+                                                     : p.history_counts + params.history_begin;
+    int32_t* begin = scratch.edits_begin.reserve(static_cast<size_t>(num_blocks) + 1);
+    int32_t* end = scratch.edits_end.reserve(static_cast<size_t>(num_blocks));
+    Edit* edits = scratch.edits.reserve(static_cast<size_t>(num_history) + static_cast<size_t>(num_bias));
+    memset(begin, 0, sizeof(int32_t) * (static_cast<size_t>(num_blocks) + 1));
+    for (int i = 0; i < num_bias; ++i) ++begin[bias_ids[i] / kBlock + 1];
+    for (int i = 0; i < num_history; ++i) ++begin[history_ids[i] / kBlock + 1];
+    for (int block = 0; block < num_blocks; ++block) {
+      begin[block + 1] += begin[block];
+      end[block] = begin[block];
+    }
+    for (int i = 0; i < num_bias; ++i)
+      edits[end[bias_ids[i] / kBlock]++] = {bias_ids[i], 0, p.bias_values[params.bias_begin + i], 0.0f};
+    for (int i = 0; i < num_history; ++i) {
+      const int32_t id = history_ids[i];
+      edits[end[id / kBlock]++] = {id, counts[p.history_counts_stride ? id : i], kNoBias, 0.0f};
+    }
+  }
+
+  // A token with both a bias and a history has two entries so far: joins them.
+  void join_edits_of_block(int block) {
+    const int begin = scratch.edits_begin[block], end = scratch.edits_end[block];
+    if (scratch.edits[begin].occurrences || !scratch.edits[end - 1].occurrences) return;  // of one kind only
+    int16_t bias_at[kBlock];
+    for (int16_t& at : bias_at) at = -1;
+    int i = begin, kept = begin;
+    for (; !scratch.edits[i].occurrences; ++i)
+      bias_at[scratch.edits[i].id % kBlock] = static_cast<int16_t>(i - begin);
+    for (kept = i; i < end; ++i) {
+      const Edit edit = scratch.edits[i];
+      if (const int at = bias_at[edit.id % kBlock]; at >= 0)
+        scratch.edits[begin + at].occurrences = edit.occurrences;
+      else
+        scratch.edits[kept++] = edit;
+    }
+    scratch.edits_end[block] = kept;
+  }
+
+  // Values of the block's edits; returns the block's largest value after them, given the largest before.
+  float apply_edits_of_block(int block, float largest) {
+    if (scratch.edits_begin[block] == scratch.edits_end[block]) return largest;
+    join_edits_of_block(block);
+    float edited_largest = largest;
+    bool lowered = false;  // the block's maximum may be gone
+    for (int i = scratch.edits_begin[block]; i < scratch.edits_end[block]; ++i) {
+      Edit& edit = scratch.edits[i];
+      const float x = mask_ && !is_allowed(mask_, edit.id) ? -kInfinity : raw_value(edit.id);
+      edit.value = apply_edits(x, edit.bias, edit.occurrences, params);
+      edited_largest = edit.value > edited_largest ? edit.value : edited_largest;
+      lowered |= x == largest && edit.value < x;
+    }
+    if (!lowered) return edited_largest;
+    alignas(64) float buffer[kBlock];
+    bool ignored = false;
+    return max_of_block(edited_block(block, buffer), ignored);
+  }
+
+  const Logit* logits_;
+  const uint32_t* mask_;
+  float* edited_max_ = nullptr;
+  bool has_edits_ = false, unedited_ = true;
+};
+
+}  // namespace
+}  // namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE
