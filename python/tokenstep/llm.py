@@ -29,8 +29,9 @@ class LLM:
         device: "cpu", or "auto" for the best that this build has kernels for.
         dtype: "float32", "bfloat16", "float16" or "auto".
         max_batch: sequences that are generated together; more wait for their turn.
-        kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a CPU
-            at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights leave.
+        kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
+            CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
+            leave.
         seed: for requests that give none; default: fresh entropy for each.
         progress: shows a bar on stderr while the model loads, if that is a terminal.
 
@@ -98,8 +99,8 @@ class LLM:
         """Completes one prompt or many.
 
         Args:
-            prompt: a string, a list of strings, a list of token ids or a list of lists of token ids. None: the
-                model's begin (else end) token.
+            prompt: a string, a list of strings, a list of token ids or a list of those. None: the model's
+                begin (else end) token.
             stream: gives chunks as the text is generated.
             **params: any field of `CompletionRequest`, such as max_tokens, temperature, stop or logprobs.
 

@@ -89,7 +89,7 @@ class ChoiceBuilder:
         return piece
 
     def _release_entries(self, everything: bool) -> list[Entry]:
-        """Entries of tokens that begin in the released text; one outside the text goes with what is before."""
+        """Entries of tokens that begin in the released text; one outside the text goes with what precedes."""
         count = 0
         for begin, shown, _ in self._waiting:
             if not (everything or begin < self._released or (begin == self._released and not shown)):

@@ -38,7 +38,7 @@ class BlockManager:
         return self._holders[block]
 
     def grow(self, table: BlockTable, num_tokens: int) -> None:
-        """Appends free blocks until `table` has room for `num_tokens`; OutOfBlocks, and none taken, if too few."""
+        """Appends free blocks until `table` has room for `num_tokens`; raises OutOfBlocks and takes none."""
         missing = self.blocks_for(num_tokens) - len(table)
         if missing > self.num_free:
             raise OutOfBlocks(f"tokenstep.engine: {missing} blocks are needed, {self.num_free} are free")

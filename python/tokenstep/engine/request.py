@@ -64,7 +64,7 @@ class TokenOutput:
 
 @dataclass(slots=True)
 class PromptOutput:
-    """The prompt has been computed. `logprobs`, if wanted, has an entry for each of its tokens but the first."""
+    """The prompt has been computed. `logprobs`: of its tokens but the first, if they were wanted."""
 
     request: Request
     logprobs: list[TokenLogprobs]

@@ -81,7 +81,7 @@ class Runner:
     def prefill(
         self, pieces: Sequence[tuple[Sequence[int], BlockTable, int]], all_rows: Sequence[bool]
     ) -> list[Tensor]:
-        """Computes pieces of prompts in one forward pass: (tokens, the prompt's blocks, tokens computed before).
+        """Computes pieces of prompts in one pass: (tokens, the prompt's blocks, tokens computed before).
 
         Returns for each its hidden states: [tokens, hidden_size] where `all_rows`, else the last token's
         [1, hidden_size].
