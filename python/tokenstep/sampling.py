@@ -1,9 +1,10 @@
 """Logits to token in one fused kernel: ``sample``, ``apply_logits`` and the engine's ``Sampler``.
 
-Per row and in this order: bitmask, logit bias, repetition, frequency and presence penalties, temperature, min-p,
-top-k, top-p, the draw, log probabilities. Weights are integers and the random bits are Philox4x32-10 (Salmon et al.,
-SC 2011) of (seed, position, substream): the token of a row is a function of that row's inputs alone, the same bits on
-every machine, for any number of threads and in any place of any batch. Nothing is computed in this file.
+Per row and in this order: bitmask, logit bias, repetition, frequency and presence penalties, temperature,
+min-p, top-k, top-p, the draw, log probabilities. Weights are integers and the random bits are Philox4x32-10
+(Salmon et al., SC 2011) of (seed, position, substream): the token of a row is a function of that row's inputs
+alone, the same bits on every machine, for any number of threads and in any place of any batch. Nothing is
+computed in this file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -30,7 +31,8 @@ class Array(Protocol):
 Floats: TypeAlias = "float | Sequence[float] | Array"
 Ints: TypeAlias = "int | Sequence[int] | Array"
 Seeds: TypeAlias = "int | Sequence[int | None] | Array | None"
-History: TypeAlias = "Sequence[Sequence[int]] | None"
+TokenIds: TypeAlias = "Sequence[int] | Array"
+History: TypeAlias = "Sequence[TokenIds] | None"
 Bias: TypeAlias = "Mapping[int, float] | Sequence[Mapping[int, float] | None] | None"
 LogprobsMode: TypeAlias = Literal["raw", "processed"]
 
@@ -89,7 +91,8 @@ def sample(
         top_k: keeps exactly k tokens by (value descending, id ascending); 0 or -1 is off.
         top_p: keeps the shortest prefix of the same order with at least this share of the weight; 1 is off.
         min_p: keeps tokens at least min_p times as likely as the most likely one; 0 is off.
-        repetition_penalty: divides positive and multiplies other logits of tokens in prompt or output; 1 is off.
+        repetition_penalty: divides positive and multiplies other logits of tokens in prompt or output; 1 is
+            off.
         presence_penalty: subtracted once from tokens in the output.
         frequency_penalty: subtracted for each occurrence in the output.
         prompt_tokens: one sequence of token ids a row.
@@ -100,9 +103,10 @@ def sample(
         position: index of the output token, from 0.
         substream: 32 bits more that tell apart draws with the same seed and position.
         logprobs: None, or the number 0-20 of top log probabilities to return beside the token's own.
-        logprobs_mode: "raw" is the log-softmax of the logits as given; "processed" that of what was drawn from.
-        check: True raises for rows that cannot be sampled, False reports them in ``status`` alone; None raises on
-            the CPU and does not synchronise on a GPU.
+        logprobs_mode: "raw" is the log-softmax of the logits as given; "processed" that of what was drawn
+            from.
+        check: True raises for rows that cannot be sampled, False reports them in ``status`` alone; None
+            raises on the CPU and does not synchronise on a GPU.
 
     Returns:
         SampleOutput: tokens int64 [B], status int32 [B] and, with ``logprobs``, the four others.
@@ -138,9 +142,7 @@ def sample(
     except (TypeError, ValueError):
         _refuse_cuda("sample", logits)
         raise
-    if type(out.tokens) is np.ndarray and not isinstance(logits, np.ndarray):
-        return SampleOutput._make(None if a is None else _like(logits, a) for a in out)
-    return out
+    return _all_like(logits, out) if type(out.tokens) is np.ndarray else out
 
 
 def apply_logits(
@@ -166,18 +168,207 @@ def apply_logits(
 ) -> _A:
     """Everything of :func:`sample` but the draw, for engines that draw themselves.
 
-    Args are those of :func:`sample`; seed, position, substream, logprobs and logprobs_mode have no effect here.
+    Args:
+        logits: as :func:`sample`, like all up to ``check``; seed, position, substream, logprobs and
+            logprobs_mode are taken so that both functions can be called alike, and have no effect.
+        temperature: see :func:`sample`.
+        top_k: see :func:`sample`.
+        top_p: see :func:`sample`.
+        min_p: see :func:`sample`.
+        repetition_penalty: see :func:`sample`.
+        presence_penalty: see :func:`sample`.
+        frequency_penalty: see :func:`sample`.
+        prompt_tokens: see :func:`sample`.
+        output_tokens: see :func:`sample`.
+        logit_bias: see :func:`sample`.
+        token_bitmask: see :func:`sample`.
+        seed: no effect.
+        position: no effect.
+        substream: no effect.
+        logprobs: no effect.
+        logprobs_mode: no effect.
+        check: as :func:`sample`; a row that cannot be sampled is all -inf.
+        out: float32 [B, V] with a contiguous last axis to write to; it may be the float32 logits themselves.
 
     Returns:
-        float32 [B, V], ``out`` if given: the values after penalties and temperature, -inf where a token is cut. A
-        greedy row keeps its arg max alone.
+        float32 [B, V], ``out`` if given: the values after penalties and temperature, -inf where a token is
+        cut. A greedy row keeps its arg max alone, with its value before the temperature.
 
     Raises:
         TypeError: as :func:`sample`.
         ValueError: as :func:`sample`; nothing is written to ``out`` when an argument is wrong.
         RuntimeError: as :func:`sample`.
     """
-    raise NotImplementedError
+    try:
+        result, _ = _native.cpu.apply_logits(
+            logits,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            prompt_tokens,
+            output_tokens,
+            logit_bias,
+            token_bitmask,
+            out,
+            check,
+        )
+    except (TypeError, ValueError):
+        _refuse_cuda("apply_logits", logits)
+        raise
+    if out is None and type(result) is np.ndarray and not isinstance(logits, np.ndarray):
+        result = _like(logits, result)
+    return cast(_A, result)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Parameters of one row of a :class:`Sampler`; they mean what the arguments of :func:`sample` mean.
+
+    They are checked when the row is admitted.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    substream: int = 0
+    logprobs: int | None = None
+
+
+class Sampler:
+    """The engine's form of :func:`sample`: parameters and histories of ``max_rows`` requests stay in memory.
+
+    Each step draws one token for some of the rows, adds it to their histories and moves their positions on.
+    What a row gives is what :func:`sample` gives with that row's parameters, history and position. Memory: 80
+    bytes a row; once a row with penalties is admitted, address space for 8 bytes a row and vocabulary entry,
+    of which only the pages that hold the ids seen are ever touched. One thread at a time may use a sampler.
+    """
+
+    __slots__ = ("_native",)
+
+    def __init__(self, max_rows: int, vocab_size: int, device: object = "cpu") -> None:
+        """Makes a sampler with every row free.
+
+        Args:
+            max_rows: rows are numbered 0 to max_rows - 1.
+            vocab_size: V, the width of the logits, up to 2^18.
+            device: where the logits will be, "cpu" for now; a string or a torch.device.
+
+        Raises:
+            ValueError: a size is out of range, or the device unknown.
+            RuntimeError: a GPU is asked for and cannot be used.
+        """
+        name = str(device)
+        if name.partition(":")[0] == "cuda":
+            reason = _native.cuda_absent_because or "this version samples on the CPU only"
+            raise RuntimeError(f"tokenstep.Sampler: device = {name!r}, but {reason}")
+        if name not in ("cpu", "cpu:0"):
+            raise ValueError(f"tokenstep.Sampler: device = {name!r}, expected 'cpu' or 'cuda'")
+        self._native = _native.cpu.Sampler(max_rows, vocab_size)
+
+    @property
+    def max_rows(self) -> int:
+        """Number of rows that can be admitted at once."""
+        return self._native.max_rows
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self._native.vocab_size
+
+    def admit(
+        self, row: int, params: SamplingParams, prompt_tokens: TokenIds = (), output_tokens: TokenIds = ()
+    ) -> None:
+        """Takes a row for a request, in place of whatever the row held.
+
+        Args:
+            row: 0 to max_rows - 1.
+            params: its parameters; with seed None the row draws fresh entropy here.
+            prompt_tokens: ids of the prompt.
+            output_tokens: ids sampled before, of a request that goes on; the next position is their number.
+
+        Raises:
+            TypeError: a value is of the wrong kind; the row stays as it was.
+            ValueError: a value is out of range; the row stays as it was.
+        """
+        self._native.admit(
+            row,
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+            params.logit_bias,
+            params.seed,
+            params.substream,
+            params.logprobs,
+            prompt_tokens,
+            output_tokens,
+        )
+
+    def step(
+        self,
+        logits: Array,
+        rows: Array | None = None,
+        token_bitmask: Array | None = None,
+        out: SampleOutput | None = None,
+        *,
+        logprobs_mode: LogprobsMode = "raw",
+    ) -> SampleOutput:
+        """Draws one token for each row of logits; of rows that cannot be sampled only the status tells.
+
+        Args:
+            logits: float32, float16 or bfloat16 [B, V].
+            rows: int32 [B], the admitted row that each row of logits belongs to, none twice; None: 0 to B -
+                1.
+            token_bitmask: int32 [B, ceil(V/32)], as :func:`sample`.
+            out: arrays to fill, so that nothing is allocated; the fields that no row asks for may be None.
+            logprobs_mode: "raw" or "processed", as :func:`sample`.
+
+        Returns:
+            ``out`` if given. Else new arrays, N being the most top log probabilities that one of these rows
+            asks for; places that a row did not ask for hold -1 and NaN. A row that cannot be sampled keeps
+            its position and history.
+
+        Raises:
+            TypeError: an argument is of the wrong kind, dtype or device.
+            ValueError: a shape is wrong, or a row was not admitted or comes twice; nothing is drawn then.
+        """
+        if out is not None:
+            self._native.step(logits, rows, token_bitmask, out, logprobs_mode)
+            return out
+        arrays: Any = self._native.step(logits, rows, token_bitmask, None, logprobs_mode)
+        new = SampleOutput._make(arrays)
+        return _all_like(logits, new) if type(new.tokens) is np.ndarray else new
+
+    def release(self, row: int) -> None:
+        """Frees an admitted row.
+
+        Args:
+            row: 0 to max_rows - 1.
+
+        Raises:
+            ValueError: the row is out of range or was not admitted.
+        """
+        self._native.release(row)
+
+
+def _all_like(logits: Array, out: SampleOutput) -> SampleOutput:
+    """NumPy outputs as arrays of the logits' library."""
+    if isinstance(logits, np.ndarray):
+        return out
+    return SampleOutput._make(None if a is None else _like(logits, a) for a in out)
 
 
 def _like(logits: Array, a: Any) -> Any:
