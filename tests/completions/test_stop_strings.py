@@ -13,7 +13,7 @@ STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), min_size=1, max
 
 
 def first_stop(text: str, stops: list[str]) -> tuple[str, str] | None:
-    """By the definition: the stop complete at the earliest character, the longest of several; (text before, stop)."""
+    """(text before, stop) by the definition: of those complete at the earliest character the longest."""
     for end in range(1, len(text) + 1):
         if found := [stop for stop in stops if text[:end].endswith(stop)]:
             stop = max(found, key=len)
@@ -24,7 +24,8 @@ def first_stop(text: str, stops: list[str]) -> tuple[str, str] | None:
 def could_become_stop(text: str, stops: list[str]) -> int:
     """Length of the longest end of `text` that begins a stop."""
     return max(
-        (size for size in range(1, len(text) + 1) for stop in stops if stop.startswith(text[-size:])), default=0
+        (size for size in range(1, len(text) + 1) for stop in stops if stop.startswith(text[-size:])),
+        default=0,
     )
 
 
@@ -75,7 +76,9 @@ def test_a_stop_completed_too_early_is_text_and_one_completed_later_counts(
         if ended_by is not None:
             break
     early, text = len("".join(before)), "".join(before + after)
-    ends = [end for end in range(early + 1, len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    ends = [
+        end for end in range(early + 1, len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)
+    ]
     if not ends:
         assert ended_by is None
         assert released + checker.flush() == text

@@ -37,12 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fields of the request")
     for name, field in CompletionRequest.model_fields.items():
         if name not in OWN_FIELDS:
-            group.add_argument(
-                "--" + name.replace("_", "-"),
-                **_option(field.annotation),
-                help=field.description,
-                default=None,
-            )
+            flags = ["--" + name.replace("_", "-")] + (["-" + name] if len(name) == 1 else [])
+            group.add_argument(*flags, dest=name, help=field.description, **_option(field.annotation))
 
 
 def run(args: argparse.Namespace) -> int:

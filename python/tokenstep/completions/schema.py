@@ -35,7 +35,7 @@ def _no_bool(value: object) -> object:
 
 
 def _check_prompt(value: object) -> object:
-    items = value if isinstance(value, list) else [value]
+    items: list[Any] = value if isinstance(value, list) else [value]
     kinds = {type(item) for item in items}
     if isinstance(value, list) and not value:
         raise ValueError("expected at least one prompt")
@@ -124,8 +124,8 @@ class CompletionRequest(BaseModel):
         description="report log probabilities, with so many of the most likely tokens",
     )
     loglikelihood: bool = Field(False, description="report log probabilities of the prompt's tokens")
-    suffix: str | None = Field(None, description="text that follows: fill in the middle")
-    peft: str | None = Field(None, description="the adapter to use")
+    suffix: str | None = Field(None, description="text that follows: fill in the middle (not supported yet)")
+    peft: str | None = Field(None, description="the adapter to use (not supported yet)")
     stream: bool = Field(False, description="send the text as it is generated")
     stream_options: StreamOptions | None = Field(None, description="what a stream carries beside the text")
     return_token_ids: bool = Field(False, description="report token ids of prompt and text")

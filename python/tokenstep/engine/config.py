@@ -9,6 +9,8 @@ import torch
 
 from tokenstep.models import ModelConfig
 
+SPARE_BLOCKS = 1
+"""Beyond kv_tokens: the longest sequence must fit beside its prompt's unfilled block, held for choices to come."""
 CPU_CACHE_BYTES = 2 << 30
 CPU_CACHE_SHARE = 0.25
 CUDA_CACHE_SHARE = 0.8
@@ -37,7 +39,7 @@ class EngineConfig:
                 raise ValueError(f"tokenstep.EngineConfig: {name} = {value}, expected at least 1")
 
     def num_blocks(self, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
-        """Blocks of the KV cache for `model`."""
+        """Blocks of the KV cache for `model`, without the spare one."""
         tokens = self.kv_tokens
         if tokens is None:
             tokens = default_kv_tokens(self.max_batch, model, dtype, cache_memory(device))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from tokenstep.engine.block_manager import BlockManager
-from tokenstep.engine.config import EngineConfig
+from tokenstep.engine.config import SPARE_BLOCKS, EngineConfig
 from tokenstep.engine.request import (
     Choice,
     FailureOutput,
@@ -52,6 +52,7 @@ class Engine:
         num_blocks = config.num_blocks(model.config, model.dtype, model.device)
         self.model_length = model.config.max_position
         self.max_length = min(self.model_length, num_blocks * config.block_size)
+        num_blocks += SPARE_BLOCKS
         self.blocks = BlockManager(num_blocks, config.block_size)
         self.runner = Runner(
             model,

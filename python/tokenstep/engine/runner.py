@@ -89,7 +89,9 @@ class Runner:
         tokens = [token for piece, _, _ in pieces for token in piece]
         ends = [computed + len(piece) for piece, _, computed in pieces]
         width = max(-(-end // self._block_size) for end in ends)
-        starts, rows, counts = [0], [], []
+        starts = [0]
+        rows: list[int] = []
+        counts: list[int] = []
         for (piece, _, _), every in zip(pieces, all_rows, strict=True):
             start, end = starts[-1], starts[-1] + len(piece)
             wanted = range(start if every else end - 1, end)
@@ -109,7 +111,7 @@ class Runner:
             ),
             self.cache,
         )
-        return list(hidden.split(counts))
+        return list(torch.split(hidden, counts))
 
     def score(self, hidden: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
         """Log probabilities of `tokens` after `hidden` [S, hidden_size], by the sampler's own arithmetic."""
