@@ -1,0 +1,160 @@
+"""``tokenstep complete``: text to stdout as it is generated, statistics to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+from tokenstep.completions.schema import Completion, CompletionRequest, Usage
+
+if TYPE_CHECKING:
+    from tokenstep.completions.service import CompletionService
+
+OWN_FIELDS = {"model", "prompt", "stream", "stream_options"}  # those that have no option made from the schema
+MAX_BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``tokenstep complete``: its own, and one for each field of the request."""
+    parser.add_argument("prompt", nargs="*", help="one prompt or more; - reads one from stdin")
+    parser.add_argument(
+        "--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print as it is generated (default: yes for a single text without --json)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the response object; with --stream a chunk a line"
+    )
+    group = parser.add_argument_group("fields of the request")
+    for name, field in CompletionRequest.model_fields.items():
+        if name not in OWN_FIELDS:
+            flags = ["--" + name.replace("_", "-")] + (["-" + name] if len(name) == 1 else [])
+            group.add_argument(*flags, dest=name, help=field.description, **_option(field.annotation))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Completes the prompts; returns the exit code."""
+    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in args.prompt]
+    fields = {name: getattr(args, name) for name in CompletionRequest.model_fields.keys() - OWN_FIELDS}
+    fields["prompt"] = prompts if len(prompts) > 1 else "".join(prompts)
+    num_choices = max(1, len(prompts)) * max(fields["n"] or 1, fields["best_of"] or 1)
+    fields["stream"] = args.stream if args.stream is not None else num_choices == 1 and not args.json
+    if fields["stream"]:
+        fields["stream_options"] = {"include_usage": True}
+    request = CompletionRequest.parse(fields)  # a wrong one is refused before the model loads
+
+    begin = time.perf_counter()
+    from tokenstep.llm import LLM
+
+    with LLM(args.model, device=args.device, dtype=args.dtype, max_batch=min(num_choices, MAX_BATCH)) as llm:
+        watch = Stopwatch(loading=time.perf_counter() - begin)
+        if request.stream:
+            usage = _stream(llm.service, request, watch, as_json=args.json)
+        else:
+            completion = llm.service.complete(request, on_piece=watch.lap)
+            usage = completion.usage
+            _print_whole(completion, as_json=args.json)
+    print(watch.report(usage), file=sys.stderr)
+    return 0
+
+
+class Stopwatch:
+    """Times one request from the moment this is made; `loading` is what came before, in seconds."""
+
+    def __init__(self, loading: float) -> None:
+        self._loading = loading
+        self._begin = time.perf_counter()
+        self._first: float | None = None
+        self._last = self._begin
+
+    def lap(self) -> None:
+        """Something has been generated."""
+        self._last = time.perf_counter()
+        if self._first is None:
+            self._first = self._last
+
+    def report(self, usage: Usage) -> str:
+        """One line of statistics."""
+        tokens, seconds = usage.completion_tokens, self._last - self._begin
+        rate = f" in {seconds:.2f} s ({tokens / seconds:.1f} tok/s)" if tokens and seconds else ""
+        first = (
+            f", first after {self._first - self._begin:.3f} s" if tokens and self._first is not None else ""
+        )
+        prompt = f"; {usage.prompt_tokens} in the prompt"
+        return f"{tokens} tokens{rate}{first}{prompt}; loaded in {self._loading:.2f} s"
+
+
+def _stream(
+    service: CompletionService, request: CompletionRequest, watch: Stopwatch, *, as_json: bool
+) -> Usage:
+    """Prints the chunks as they come; returns the usage of the last one."""
+    usage = None
+    written = ""
+    for chunk in service.stream(request):
+        if chunk.choices:
+            watch.lap()
+        usage = chunk.usage or usage
+        text = chunk.model_dump_json() + "\n" if as_json else "".join(choice.text for choice in chunk.choices)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        written = text or written
+    if not written.endswith("\n"):
+        sys.stdout.write("\n")
+    assert usage is not None, "the last chunk has the usage"
+    return usage
+
+
+def _print_whole(completion: Completion, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(completion.model_dump(), indent=2, ensure_ascii=False))
+        return
+    for choice in completion.choices:
+        if len(completion.choices) > 1:
+            print(f"[{choice.index}]")
+        print(choice.text)
+
+
+def _option(annotation: Any) -> dict[str, Any]:
+    """What argparse is to do for a field of this type."""
+    kind = _plain(annotation)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is list:
+        return {"action": "append", "type": _plain(get_args(kind)[0]), "metavar": "VALUE"}
+    if get_origin(kind) is dict:
+        return {"action": _AppendPair, "metavar": "KEY=VALUE"}
+    return {"type": kind, "metavar": kind.__name__.upper()}
+
+
+def _plain(annotation: Any) -> Any:
+    """The type without its constraints and without None."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _plain(next(part for part in get_args(annotation) if part is not type(None)))
+    return annotation
+
+
+class _AppendPair(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        key, _, value = str(values).partition("=")
+        try:
+            pair = {key: float(value)}
+        except ValueError:
+            parser.error(f"argument {option}: expected KEY=VALUE with a number, found {values!r}")
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **pair})

@@ -1,0 +1,70 @@
+"""``tokenstep``: finds the subcommand and turns what goes wrong into an exit code and one line on stderr.
+
+A subcommand is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is only imported when it
+is the one that runs, so that help is quick and ``info`` works where torch doesn't.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from tokenstep._version import __version__
+
+COMMANDS = {
+    "complete": "generate text after a prompt",
+    "bench": "measure the ops against their floors and peers",
+    "info": "show what this installation is and runs on",
+}
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), None)
+    prog = f"tokenstep {command}" if command in COMMANDS else "tokenstep"
+    try:
+        args = _parser(command).parse_args(words)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return BROKEN_PIPE
+    except ModuleNotFoundError as error:
+        print(f"{prog}: {error.name} is missing: pip install 'tokenstep[engine]'", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        print(f"{prog}: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser, with the options of `command` alone."""
+    parser = argparse.ArgumentParser(prog="tokenstep", description="The decode step of LLM inference, fused.")
+    parser.add_argument("--version", action="version", version=f"tokenstep {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + "."
+        )
+        if name == command:
+            module = importlib.import_module(f"tokenstep.cli.{name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""One completion request in flight: what the engine is asked, and what its outputs become."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenstep.completions.choice import ChoiceBuilder, Piece
+from tokenstep.completions.errors import RequestError
+from tokenstep.completions.logprobs import Entry, format_logprobs, prompt_entries
+from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
+from tokenstep.completions.schema import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionRequest,
+    PromptEcho,
+    StreamOptions,
+    Usage,
+)
+from tokenstep.engine import FailureOutput, Output, PromptOutput, Request
+from tokenstep.models.tokenizer import Tokenizer
+from tokenstep.sampling import SamplingParams
+
+UNSUPPORTED = ("suffix", "peft")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every request to one model shares.
+
+    Attributes:
+        tokenizer: the model's.
+        context: the most tokens of prompt and output.
+        model_context: the same without regard to the KV cache.
+        model_name: what the model is called.
+        system_fingerprint: names all that decides the tokens.
+        default_seed: for requests without a seed; None: fresh entropy for each.
+    """
+
+    tokenizer: Tokenizer
+    context: int
+    model_context: int
+    model_name: str
+    system_fingerprint: str
+    default_seed: int | None = None
+
+
+class CompletionRun:
+    """A request and all its choices; choice i belongs to prompt i // choices_per_prompt.
+
+    Args:
+        request: what the caller wants; raises RequestError if it can't be served.
+        limits: what the model allows.
+
+    Attributes:
+        requests: what the engine is to do, one request a prompt.
+        ready: (choice, piece) that nobody has taken yet.
+        error: why the request can't go on; None as long as it can.
+    """
+
+    def __init__(self, request: CompletionRequest, limits: Limits) -> None:
+        self._request = request
+        self._limits = limits
+        self._check(request)
+        self.id = f"cmpl-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self.ready: deque[tuple[int, Piece]] = deque()
+        self.error: str | None = None
+        self.choices_per_prompt = request.best_of or request.n
+        self.prompts = encode_prompts(request, limits.tokenizer)
+        self._ranks = (request.best_of or 1) > 1 and not request.stream
+        self._stop_reasons = self._find_stop_reasons()
+        self._seed = self._choose_seed()
+        self._prompt_entries: list[list[Entry]] = [[] for _ in self.prompts]
+        self._open_prompts = len(self.prompts)
+        self._has_prompt_ids: set[int] = set()  # choices whose chunks have said them
+        self.requests = [self._engine_request(index, prompt) for index, prompt in enumerate(self.prompts)]
+        self._prompt_index = {request: index for index, request in enumerate(self.requests)}
+        self.builders = [
+            self._builder(prompt) for prompt in self.prompts for _ in range(self.choices_per_prompt)
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return not self._open_prompts and all(builder.finished for builder in self.builders)
+
+    def take(self, output: Output) -> list[tuple[Request, int]]:
+        """Files one output of the engine; returns the choices that it may stop computing."""
+        if isinstance(output, FailureOutput):
+            self.error = output.message
+            return []
+        prompt = self._prompt_index[output.request]
+        first = prompt * self.choices_per_prompt
+        if isinstance(output, PromptOutput):
+            self._take_prompt(output, prompt, range(first, first + self.choices_per_prompt))
+            return []
+        builder = self.builders[first + output.choice]
+        if builder.finished:
+            return []
+        piece = builder.push(output.token, output.logprobs, output.finish)
+        self.ready.append((first + output.choice, piece))
+        return [(output.request, output.choice)] if builder.finished and not output.finish else []
+
+    def completion(self, pieces: Sequence[Piece]) -> Completion:
+        """The whole response; `pieces` has all of each choice."""
+        choices = []
+        for prompt in range(len(self.prompts)):
+            first = prompt * self.choices_per_prompt
+            kept = list(range(first, first + self.choices_per_prompt))
+            if self._ranks:
+                kept.sort(key=self._mean_logprob, reverse=True)
+            for rank, index in enumerate(kept[: self._request.n]):
+                choice = self._choice(prompt * self._request.n + rank, prompt, pieces[index])
+                if self._request.return_token_ids:
+                    choice.prompt_token_ids = self.prompts[prompt].ids
+                choices.append(choice)
+        return Completion(
+            id=self.id,
+            created=self.created,
+            model=self._limits.model_name,
+            system_fingerprint=self._limits.system_fingerprint,
+            choices=choices,
+            usage=self._usage(),
+            prompt=self._prompt_echo(),
+        )
+
+    def chunk(self, index: int, piece: Piece) -> CompletionChunk | None:
+        """The frame for a piece of choice `index`; None if it has nothing that the caller asked for."""
+        asked_ids = self._request.return_token_ids
+        if not (piece.text or piece.entries or piece.finish_reason or (asked_ids and piece.token_ids)):
+            return None
+        prompt = index // self.choices_per_prompt
+        choice = self._choice(index, prompt, piece)
+        if asked_ids and index not in self._has_prompt_ids:
+            choice.prompt_token_ids = self.prompts[prompt].ids
+            self._has_prompt_ids.add(index)
+        chunk = self._frame([choice])
+        if self._stream_options.continuous_usage_stats:
+            chunk.usage = self._usage()
+        if self.finished and not self.ready:
+            chunk.prompt = self._prompt_echo()
+        return chunk
+
+    def usage_chunk(self) -> CompletionChunk | None:
+        """The extra last frame; None if the caller doesn't want it."""
+        if not self._stream_options.include_usage:
+            return None
+        chunk = self._frame([])
+        chunk.usage = self._usage()
+        return chunk
+
+    @property
+    def _stream_options(self) -> StreamOptions:
+        return self._request.stream_options or StreamOptions()
+
+    def _check(self, request: CompletionRequest) -> None:
+        """What needs the model to be checked."""
+        for field in UNSUPPORTED:
+            if getattr(request, field) is not None:
+                raise RequestError(f"{field} is not supported yet", param=field)
+        if request.model is not None and request.model != self._limits.model_name:
+            raise RequestError(
+                f"model = {request.model!r}, expected {self._limits.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        size = self._limits.tokenizer.vocab_size
+        for key in request.logit_bias:
+            if int(key) >= size:
+                raise RequestError(
+                    f"logit_bias: key {key!r}, expected a token id < {size}", param="logit_bias"
+                )
+        for token in request.stop_token_ids:
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"stop_token_ids: {token}, expected 0 ≤ token id < {size}", param="stop_token_ids"
+                )
+
+    def _find_stop_reasons(self) -> dict[int, str | int | None]:
+        """The tokens that end the text, and what is given as the reason."""
+        request, tokenizer = self._request, self._limits.tokenizer
+        reasons: dict[int, str | int | None] = {}
+        if not request.ignore_eos:
+            reasons.update(dict.fromkeys(tokenizer.eos_token_ids))
+        reasons.update({token: token for token in request.stop_token_ids})
+        for stop in request.stop:
+            token = tokenizer.token_to_id(stop)
+            if token is not None and tokenizer.is_special(token):
+                reasons[token] = stop
+        return reasons
+
+    def _choose_seed(self) -> int:
+        for seed in (self._request.seed, self._limits.default_seed):
+            if seed is not None:
+                return seed
+        return secrets.randbits(64)
+
+    def _engine_request(self, index: int, prompt: EncodedPrompt) -> Request:
+        request = self._request
+        bias = {int(key): value or 0.0 for key, value in request.logit_bias.items()}
+        logprobs = 0 if self._ranks and request.logprobs is None else request.logprobs
+        choices = [
+            SamplingParams(
+                temperature=request.temperature,
+                top_k=min(request.top_k, self._limits.tokenizer.vocab_size),
+                top_p=request.top_p,
+                min_p=request.min_p,
+                repetition_penalty=request.repetition_penalty,
+                presence_penalty=request.presence_penalty,
+                frequency_penalty=request.frequency_penalty,
+                logit_bias=bias,
+                seed=self._seed,
+                substream=index << 16 | choice,
+                logprobs=logprobs,
+            )
+            for choice in range(self.choices_per_prompt)
+        ]
+        scores_prompt = request.loglikelihood or (request.echo and request.logprobs is not None)
+        return Request(
+            prompt=prompt.ids,
+            choices=choices,
+            max_tokens=self._max_tokens(len(prompt.ids)),
+            min_tokens=request.min_tokens,
+            end_ids=frozenset(self._stop_reasons),
+            logprobs=logprobs,
+            prompt_logprobs=(request.logprobs or 0) if scores_prompt else None,
+        )
+
+    def _max_tokens(self, prompt_tokens: int) -> int:
+        """Tokens that may be generated after so many; raises RequestError if they don't fit the context."""
+        wanted, context = self._request.max_tokens, self._limits.context
+        explicit = self._request.given("max_tokens")
+        room = context - prompt_tokens
+        if room >= wanted:
+            return wanted
+        if room >= 1 and not explicit:
+            return room
+        why = " (what the KV cache holds: see kv_tokens)" if context < self._limits.model_context else ""
+        raise RequestError(
+            f"This model's maximum context length is {context} tokens{why}. However, you requested"
+            f" {prompt_tokens + wanted} tokens ({prompt_tokens} in the prompt, {wanted} in the completion).",
+            param="max_tokens" if explicit and room >= 0 else "prompt",
+            code="context_length_exceeded",
+        )
+
+    def _builder(self, prompt: EncodedPrompt) -> ChoiceBuilder:
+        return ChoiceBuilder(
+            prompt.detokenizer.fork(),
+            prompt.offsets.fork() if prompt.offsets else None,
+            stops=self._request.stop,
+            min_tokens=self._request.min_tokens,
+            stop_reasons=self._stop_reasons,
+        )
+
+    def _take_prompt(self, output: PromptOutput, prompt: int, choices: range) -> None:
+        """The prompt has been computed: echoes begin, and choices without tokens end."""
+        request = self._request
+        self._open_prompts -= 1
+        if output.request.prompt_logprobs is not None:
+            self._prompt_entries[prompt] = prompt_entries(
+                self.prompts[prompt].ids, output.logprobs, self._limits.tokenizer
+            )
+        ends = not output.request.max_tokens
+        for index in choices:
+            self.builders[index].finished = ends
+            piece = Piece(finish_reason="length" if ends else None)
+            if request.echo:
+                piece.text = self.prompts[prompt].whole_text if ends else self.prompts[prompt].text
+                piece.entries = list(self._prompt_entries[prompt]) if request.logprobs is not None else []
+            self.ready.append((index, piece))
+
+    def _choice(self, index: int, prompt: int, piece: Piece) -> CompletionChoice:
+        logprobs = None
+        if self._request.logprobs is not None:
+            logprobs = format_logprobs(piece.entries, self._limits.tokenizer)
+        return CompletionChoice(
+            index=index,
+            text=piece.text,
+            logprobs=logprobs,
+            finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
+            token_ids=piece.token_ids if self._request.return_token_ids else None,
+        )
+
+    def _frame(self, choices: list[CompletionChoice]) -> CompletionChunk:
+        return CompletionChunk(
+            id=self.id,
+            created=self.created,
+            model=self._limits.model_name,
+            system_fingerprint=self._limits.system_fingerprint,
+            choices=choices,
+        )
+
+    def _prompt_echo(self) -> list[PromptEcho] | None:
+        if not (self._request.echo or self._request.loglikelihood):
+            return None
+        return [
+            PromptEcho(
+                text=prompt.whole_text,
+                logprobs=format_logprobs(entries, self._limits.tokenizer) if entries else None,
+            )
+            for prompt, entries in zip(self.prompts, self._prompt_entries, strict=True)
+        ]
+
+    def _mean_logprob(self, index: int) -> float:
+        builder = self.builders[index]
+        return builder.logprob_sum / max(1, builder.num_tokens)
+
+    def _usage(self) -> Usage:
+        prompt_tokens = sum(len(prompt.ids) for prompt in self.prompts)
+        completion_tokens = sum(builder.num_tokens for builder in self.builders)
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )

@@ -1,0 +1,312 @@
+"""The completions schema: one request, one response, the chunks of a stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from tokenstep.completions.errors import RequestError
+
+logger = logging.getLogger("tokenstep.completions")
+
+MAX_STOPS = 16
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+DEFAULT_MAX_TOKENS = 16
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+def _check_prompt(value: object) -> object:
+    items: list[Any] = value if isinstance(value, list) else [value]
+    kinds = {type(item) for item in items}
+    if isinstance(value, list) and not value:
+        raise ValueError("expected at least one prompt")
+    if kinds <= {str} or (isinstance(value, list) and kinds <= {int}):
+        return value
+    if kinds <= {list} and all(type(token) is int for ids in items for token in ids):
+        return value
+    raise ValueError(
+        "expected a string, a list of strings, a list of token ids or a list of lists of token ids"
+    )
+
+
+def _check_bias(value: dict[str, float | None]) -> dict[str, float | None]:
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdecimal() and str(int(key)) == key):
+            raise ValueError(f"key {key!r}, expected a token id")
+        if bias is not None and not -100 <= bias <= 100:
+            raise ValueError(f"{key!r}: {bias}, expected -100 to 100")
+    return value
+
+
+def _check_stop(value: list[str]) -> list[str]:
+    if "" in value:
+        raise ValueError("the empty string can't be a stop")
+    return value
+
+
+def _text_keys(value: object) -> object:
+    return {str(key): bias for key, bias in value.items()} if isinstance(value, Mapping) else value
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Prompt = Annotated[str | list[str] | list[int] | list[list[int]], BeforeValidator(_check_prompt)]
+Stop = Annotated[
+    list[str], BeforeValidator(_as_list), Field(max_length=MAX_STOPS), AfterValidator(_check_stop)
+]
+LogitBias = Annotated[dict[str, float | None], BeforeValidator(_text_keys), AfterValidator(_check_bias)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries beside the text."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class CompletionRequest(BaseModel):
+    """A request. A null field has its default; unknown fields are ignored with one warning in the log."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    model: str | None = Field(None, description="the model to use")
+    prompt: Prompt = Field("", description="text, token ids, or a list of either")
+    max_tokens: Int = Field(DEFAULT_MAX_TOKENS, ge=0, description="tokens to generate at most")
+    temperature: Float = Field(1.0, ge=0, le=2, description="0 takes the most likely token")
+    top_p: Float = Field(1.0, ge=0, le=1, description="keep the most likely tokens up to this probability")
+    top_k: Int = Field(0, ge=-1, description="keep this many of the most likely tokens; 0 or -1: all")
+    min_p: Float = Field(0.0, ge=0, le=1, description="keep tokens this likely, relative to the most likely")
+    repetition_penalty: Float = Field(
+        1.0, gt=0, description="above 1: fewer tokens of prompt and output again"
+    )
+    presence_penalty: Float = Field(0.0, ge=-2, le=2, description="taken from tokens that are in the output")
+    frequency_penalty: Float = Field(
+        0.0, ge=-2, le=2, description="taken for each time a token is in the output"
+    )
+    logit_bias: LogitBias = Field({}, description="token id to a value from -100 to 100, added to its logit")
+    n: Int = Field(1, ge=1, le=MAX_CHOICES, description="choices for each prompt")
+    best_of: Int | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="generate so many, return the n likeliest"
+    )
+    seed: Int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed gives the same tokens")
+    stop: Stop = Field([], description="strings that end the text; they aren't part of it")
+    stop_token_ids: list[Int] = Field([], description="token ids that end the text")
+    min_tokens: Int = Field(0, ge=0, description="nothing ends the text before so many tokens")
+    ignore_eos: bool = Field(False, description="go on after the model's end token")
+    echo: bool = Field(False, description="put the prompt before the text")
+    logprobs: Int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="report log probabilities, with so many of the most likely tokens",
+    )
+    loglikelihood: bool = Field(False, description="report log probabilities of the prompt's tokens")
+    suffix: str | None = Field(None, description="text that follows: fill in the middle (not supported yet)")
+    peft: str | None = Field(None, description="the adapter to use (not supported yet)")
+    stream: bool = Field(False, description="send the text as it is generated")
+    stream_options: StreamOptions | None = Field(None, description="what a stream carries beside the text")
+    return_token_ids: bool = Field(False, description="report token ids of prompt and text")
+    add_special_tokens: bool = Field(True, description="put the model's begin token before a text prompt")
+    skip_special_tokens: bool = Field(True, description="leave control tokens out of the text")
+    log_prompt: bool = Field(False, description="write the prompt to the request log")
+    user: str | None = Field(None, description="who asks, for the request log")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls_and_unknown(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        if unknown := sorted(str(key) for key in data if key not in cls.model_fields):
+            logger.warning("ignored unknown request fields: %s", ", ".join(unknown))
+        return {key: value for key, value in data.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _check_together(self) -> CompletionRequest:
+        if not self.max_tokens and not (self.echo or self.loglikelihood):
+            raise RequestError(
+                "max_tokens = 0, expected at least 1 without echo or loglikelihood", param="max_tokens"
+            )
+        if self.best_of is not None and self.best_of < self.n:
+            raise RequestError(f"best_of = {self.best_of}, expected at least n = {self.n}", param="best_of")
+        if self.stream and (self.best_of or 0) > self.n:
+            raise RequestError(
+                f"best_of = {self.best_of}, expected n = {self.n} in a stream: the best are known at the end",
+                param="best_of",
+            )
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options is only allowed with stream = true", param="stream_options")
+        return self
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> CompletionRequest:
+        """The request in `data`; raises RequestError naming the parameter, its value and what it may be."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _request_error(error, data) from None
+
+    def given(self, field: str) -> bool:
+        """Whether the caller set this field."""
+        return field in self.model_fields_set
+
+
+def _request_error(error: ValidationError, data: Mapping[str, Any]) -> RequestError:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):
+        return cause
+    param = str(first["loc"][0]) if first["loc"] else None
+    if param is None:
+        return RequestError(first["msg"])
+    path = "".join(f"[{part!r}]" if isinstance(part, int) else f".{part}" for part in first["loc"])[1:]
+    value = repr(first["input"])
+    shown = value if len(value) <= 60 else value[:57] + "…"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return RequestError(f"{path} = {shown}: {message}", param=param)
+
+
+class _Response(BaseModel):
+    """Leaves out the fields named in `optional` where they are None."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        contents: dict[str, Any] = serialize(self)
+        return {
+            key: value for key, value in contents.items() if value is not None or key not in self.optional()
+        }
+
+    @classmethod
+    def optional(cls) -> frozenset[str]:
+        return frozenset()
+
+
+class TopLogprob(BaseModel):
+    """One of the most likely tokens at a place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """The token at a place, and the most likely ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """Log probabilities in both forms: parallel lists, and one entry a token in `content`."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+    content: list[TokenLogprob] = []
+
+
+class CompletionChoice(_Response):
+    """One text, or a piece of one in a stream."""
+
+    index: int
+    text: str
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+    @classmethod
+    def optional(cls) -> frozenset[str]:
+        """Fields that are only there when asked for."""
+        return frozenset({"token_ids", "prompt_token_ids"})
+
+
+class PromptTokensDetails(BaseModel):
+    """Of the prompt's tokens."""
+
+    audio_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class CompletionTokensDetails(BaseModel):
+    """Of the generated tokens."""
+
+    audio_tokens: int = 0
+    reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Token counts: each prompt once, every token that was generated."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
+
+
+class PromptEcho(BaseModel):
+    """A prompt as it was understood."""
+
+    text: str
+    logprobs: Logprobs | None = None
+
+
+class _Frame(_Response):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+
+
+class Completion(_Frame):
+    """A whole response."""
+
+    usage: Usage
+    prompt: list[PromptEcho] | None = None
+
+    @classmethod
+    def optional(cls) -> frozenset[str]:
+        """Fields that are only there when asked for."""
+        return frozenset({"prompt"})
+
+
+class CompletionChunk(_Frame):
+    """One frame of a stream."""
+
+    usage: Usage | None = None
+    prompt: list[PromptEcho] | None = None
+
+    @classmethod
+    def optional(cls) -> frozenset[str]:
+        """Fields that are only there when asked for."""
+        return frozenset({"prompt"})

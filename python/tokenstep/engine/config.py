@@ -1,0 +1,79 @@
+"""What an engine is set up with, and how much KV cache it takes when nobody says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tokenstep.models import ModelConfig
+
+SPARE_BLOCKS = 1
+"""Beyond kv_tokens: the longest sequence must fit beside its prompt's unfilled block, held for choices to come."""
+CPU_CACHE_BYTES = 2 << 30
+CPU_CACHE_SHARE = 0.25
+CUDA_CACHE_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes of one engine.
+
+    Attributes:
+        max_batch: sequences that decode together.
+        kv_tokens: tokens that the KV cache holds, rounded up to whole blocks; None: see `default_kv_tokens`.
+        block_size: tokens in a block of the KV cache.
+        prefill_tokens: prompt tokens computed in one forward pass; longer prompts take several.
+    """
+
+    max_batch: int = 32
+    kv_tokens: int | None = None
+    block_size: int = 16
+    prefill_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "kv_tokens", "block_size", "prefill_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"tokenstep.EngineConfig: {name} = {value}, expected at least 1")
+
+    def num_blocks(self, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+        """Blocks of the KV cache for `model`, without the spare one."""
+        tokens = self.kv_tokens
+        if tokens is None:
+            tokens = default_kv_tokens(self.max_batch, model, dtype, cache_memory(device))
+        return -(-tokens // self.block_size)
+
+
+def default_kv_tokens(max_batch: int, model: ModelConfig, dtype: torch.dtype, memory: int) -> int:
+    """A full context for each of `max_batch` sequences, as far as `memory` bytes go; one token at least."""
+    bytes_per_token = 2 * model.num_layers * model.kv_size * dtype.itemsize
+    return max(1, min(max_batch * model.max_position, memory // bytes_per_token))
+
+
+def cache_memory(device: torch.device) -> int:
+    """Bytes that the KV cache may take by default.
+
+    On a GPU 80 % of what is free once the weights are there; on a CPU a quarter of the available memory, at
+    most 2 GiB.
+    """
+    if device.type == "cuda":
+        return int(CUDA_CACHE_SHARE * torch.cuda.mem_get_info(device)[0])
+    return min(CPU_CACHE_BYTES, int(CPU_CACHE_SHARE * _available_memory()))
+
+
+def _available_memory() -> int:
+    """Bytes this process may still take: what the system has, within the limit of its control group."""
+    limits = [_number(Path("/sys/fs/cgroup/memory.max"), "")]
+    limits.append(_number(Path("/proc/meminfo"), "MemAvailable:") * 1024)
+    return min((limit for limit in limits if limit), default=4 * CPU_CACHE_BYTES)
+
+
+def _number(path: Path, label: str) -> int:
+    """The number behind `label` in a small text file; 0 if there is none."""
+    try:
+        words = path.read_text().partition(label)[2].split() if label else path.read_text().split()
+        return int(words[0])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,147 @@
+"""`LLM`: a model, an engine and the completions schema in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import torch
+
+from tokenstep import _native
+from tokenstep._version import __version__
+from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest
+from tokenstep.completions.service import CompletionService
+from tokenstep.engine import Engine, EngineConfig
+from tokenstep.models import load
+
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+
+
+class LLM:
+    """A language model to complete prompts with.
+
+    Safe to use from several threads: they share the batch. The number of threads that compute is torch's.
+
+    Args:
+        model: "smollm2", a .gguf file, or a folder with config.json and safetensors.
+        device: "cpu", or "auto" for the best that this build has kernels for.
+        dtype: "float32", "bfloat16", "float16" or "auto".
+        max_batch: sequences that are generated together; more wait for their turn.
+        kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
+            CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
+            leave.
+        seed: for requests that give none; default: fresh entropy for each.
+        progress: shows a bar on stderr while the model loads, if that is a terminal.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        ModelFileError: a file is damaged or incomplete.
+        UnsupportedConfig: the model needs something that tokenstep doesn't have.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2",
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        max_batch: int = 32,
+        kv_tokens: int | None = None,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        config = EngineConfig(max_batch=max_batch, kv_tokens=kv_tokens)
+        _native.cpu.set_num_threads(torch.get_num_threads())
+        place = choose_device(device)
+        loaded = load(model, device=place, dtype=dtype, progress=progress)
+        self.name = loaded.name
+        self.tokenizer = loaded.tokenizer
+        self.system_fingerprint = (
+            f"tokenstep-{__version__}-numerics{_native.cpu.numerics_version}-{place}-{_native.cpu.isa()}"
+            f"-{str(loaded.model.dtype).removeprefix('torch.')}-{loaded.weights_id}"
+        )
+        engine = Engine(loaded.model, loaded.tokenizer.vocab_size, config)
+        self._service: CompletionService | None = CompletionService(
+            engine,
+            loaded.tokenizer,
+            model_name=loaded.name,
+            system_fingerprint=self.system_fingerprint,
+            default_seed=seed,
+        )
+
+    @property
+    def service(self) -> CompletionService:
+        """What serves the requests; raises RuntimeError after `close`."""
+        if self._service is None:
+            raise RuntimeError("tokenstep.LLM: this model has been closed")
+        return self._service
+
+    @overload
+    def complete(
+        self, prompt: Prompt | None = ..., *, stream: Literal[False] = ..., **params: Any
+    ) -> Completion: ...
+
+    @overload
+    def complete(
+        self, prompt: Prompt | None = ..., *, stream: Literal[True], **params: Any
+    ) -> Iterator[CompletionChunk]: ...
+
+    @overload
+    def complete(
+        self, prompt: Prompt | None = ..., *, stream: bool, **params: Any
+    ) -> Completion | Iterator[CompletionChunk]: ...
+
+    def complete(
+        self, prompt: Prompt | None = None, *, stream: bool = False, **params: Any
+    ) -> Completion | Iterator[CompletionChunk]:
+        """Completes one prompt or many.
+
+        Args:
+            prompt: a string, a list of strings, a list of token ids or a list of those. None: the model's
+                begin (else end) token.
+            stream: gives chunks as the text is generated.
+            **params: any field of `CompletionRequest`, such as max_tokens, temperature, stop or logprobs.
+
+        Returns:
+            The response; with `stream` an iterator of its chunks. Dropping that midway ends the request.
+
+        Raises:
+            RequestError: a parameter is wrong; the message names it.
+            TypeError: there is no such parameter.
+            GenerationError: the tokens can't be computed.
+        """
+        if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
+            raise TypeError(f"tokenstep.LLM.complete: unknown parameter {unknown[0]!r}")
+        service = self.service
+        request = CompletionRequest.parse({"prompt": _as_lists(prompt), "stream": stream, **params})
+        return service.stream(request) if request.stream else service.complete(request)
+
+    def close(self) -> None:
+        """Frees the model and its cache, once no stream uses them. Closing twice does nothing."""
+        self._service = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that `device` means; "auto" is a GPU where both torch and this build can use it."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if _native.cuda is not None and torch.cuda.is_available() else "cpu")
+
+
+def _as_lists(prompt: Prompt | None) -> object:
+    """The prompt with tuples, arrays and tensors as lists."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    if hasattr(prompt, "tolist"):
+        return prompt.tolist()
+    return [item if isinstance(item, (str, int)) else _as_lists(item) for item in prompt]

@@ -1,0 +1,290 @@
+"""The engine over a model that shows every wrong block, row and position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from history_model import CONTEXT, VOCAB, HistoryModel, alone, choices, hash_tokens, logits_after, run_engine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenstep.engine import Engine, EngineConfig, Request
+from tokenstep.sampling import SamplingParams
+
+MakeEngine = Callable[..., Engine]
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=11)
+PENALISED = SamplingParams(temperature=0.8, repetition_penalty=1.3, frequency_penalty=0.5, seed=5)
+
+
+def assert_all_free(engine: Engine) -> None:
+    assert engine.blocks.num_free == engine.blocks.num_blocks
+    assert sorted(engine._free_slots) == list(range(engine.config.max_batch))
+    assert not engine.has_work
+
+
+requests = st.builds(
+    lambda prompt, count, params, max_tokens, end_ids: Request(
+        prompt=prompt, choices=choices(count, params), max_tokens=max_tokens, end_ids=frozenset(end_ids)
+    ),
+    prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20),
+    count=st.integers(1, 6),
+    params=st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 0.7, 1.5]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+        presence_penalty=st.sampled_from([0.0, 0.5]),
+        seed=st.integers(0, 5),
+    ),
+    max_tokens=st.integers(1, 12),
+    end_ids=st.sets(st.integers(0, VOCAB - 1), max_size=6),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wanted=st.lists(requests, min_size=1, max_size=5),
+    max_batch=st.integers(1, 7),
+    block_size=st.integers(1, 5),
+    spare_tokens=st.integers(0, 60),
+    prefill_tokens=st.integers(1, 24),
+)
+def test_every_choice_gets_the_tokens_it_would_get_alone_and_all_blocks_come_back(
+    wanted: list[Request], max_batch: int, block_size: int, spare_tokens: int, prefill_tokens: int
+) -> None:
+    longest = max(len(request.prompt) + request.max_tokens for request in wanted)
+    config = EngineConfig(
+        max_batch=max_batch,
+        kv_tokens=longest + spare_tokens,
+        block_size=block_size,
+        prefill_tokens=prefill_tokens,
+    )
+    engine = Engine(HistoryModel(), VOCAB, config)
+    for request, generated in zip(wanted, run_engine(engine, wanted), strict=True):
+        assert generated.failure is None
+        for choice in range(len(request.choices)):
+            assert generated.tokens[choice] == alone(request, choice)
+            ended = generated.tokens[choice][-1] in request.end_ids
+            assert generated.finish[choice] == ("stop" if ended else "length")
+    assert_all_free(engine)
+
+
+@pytest.mark.parametrize("params", [SAMPLED, PENALISED])
+def test_the_choices_of_a_prompt_share_its_computation(
+    make_engine: MakeEngine, model: HistoryModel, params: SamplingParams
+) -> None:
+    request = Request(prompt=list(range(10)), choices=choices(6, params), max_tokens=5)
+    (generated,) = run_engine(make_engine(), [request])
+    assert model.prompt_tokens == 10
+    assert len({tuple(tokens) for tokens in generated.tokens.values()}) > 1
+
+
+def test_the_choices_of_a_prompt_share_its_full_blocks(make_engine: MakeEngine) -> None:
+    engine = make_engine(kv_tokens=40)
+    request = Request(prompt=list(range(10)), choices=choices(3, SAMPLED), max_tokens=6)
+    engine.add(request)
+    engine.step()
+    # 2 full blocks once, and for each choice tokens 8 … 14 in 2 blocks of its own
+    assert engine.blocks.num_free == engine.blocks.num_blocks - (2 + 3 * 2)
+
+
+def test_more_choices_than_rows_compute_their_prompt_once(
+    make_engine: MakeEngine, model: HistoryModel
+) -> None:
+    request = Request(prompt=[1, 2, 3, 4, 5], choices=choices(20, SAMPLED), max_tokens=4)
+    engine = make_engine(max_batch=3)
+    (generated,) = run_engine(engine, [request])
+    assert model.prompt_tokens == 5
+    assert [generated.tokens[choice] for choice in range(20)] == [
+        alone(request, choice) for choice in range(20)
+    ]
+    assert max(model.batches) == 3
+
+
+def test_many_prompts_are_served_by_few_rows(make_engine: MakeEngine, model: HistoryModel) -> None:
+    wanted = [Request(prompt=[i], choices=choices(1, SAMPLED), max_tokens=3) for i in range(20)]
+    engine = make_engine(max_batch=4)
+    assert [generated.tokens[0] for generated in run_engine(engine, wanted)] == [alone(r, 0) for r in wanted]
+    assert max(model.batches) == 4
+
+
+def test_requests_wait_for_blocks_when_the_cache_is_full(
+    make_engine: MakeEngine, model: HistoryModel
+) -> None:
+    wanted = [Request(prompt=[i] * 8, choices=choices(1, SAMPLED), max_tokens=9) for i in range(6)]
+    engine = make_engine(kv_tokens=32)
+    assert [generated.tokens[0] for generated in run_engine(engine, wanted)] == [alone(r, 0) for r in wanted]
+    assert max(model.batches) == 2
+    assert_all_free(engine)
+
+
+def test_a_request_may_fill_the_whole_cache(make_engine: MakeEngine) -> None:
+    engine = make_engine(kv_tokens=16)
+    request = Request(prompt=[1] * 10, choices=[SAMPLED], max_tokens=6)
+    assert len(run_engine(engine, [request])[0].tokens[0]) == 6
+
+
+@pytest.mark.parametrize(("kv_tokens", "limit"), [(16, 16), (256, CONTEXT)])
+def test_a_request_that_can_never_run_is_refused(make_engine: MakeEngine, kv_tokens: int, limit: int) -> None:
+    engine = make_engine(kv_tokens=kv_tokens)
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens .* the engine holds {limit}"):
+        engine.add(Request(prompt=[1] * limit, choices=[SAMPLED], max_tokens=1))
+    with pytest.raises(ValueError, match="prompt is empty"):
+        engine.add(Request(prompt=[], choices=[SAMPLED], max_tokens=1))
+    assert not engine.has_work
+
+
+def test_many_choices_fit_one_by_one_into_a_cache_for_one(
+    make_engine: MakeEngine, model: HistoryModel
+) -> None:
+    engine = make_engine(kv_tokens=12)
+    request = Request(prompt=[1] * 5, choices=choices(3, SAMPLED), max_tokens=7)
+    (generated,) = run_engine(engine, [request])
+    assert [generated.tokens[choice] for choice in range(3)] == [
+        alone(request, choice) for choice in range(3)
+    ]
+    assert max(model.batches) == 1
+
+
+def test_long_prompts_are_computed_in_pieces(make_engine: MakeEngine, model: HistoryModel) -> None:
+    request = Request(prompt=list(range(30)), choices=[SAMPLED], max_tokens=2)
+    engine = make_engine(prefill_tokens=8)
+    (generated,) = run_engine(engine, [request])
+    assert generated.tokens[0] == alone(request, 0)
+    assert len(model.batches) == 4 + 1
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(make_engine: MakeEngine) -> None:
+    wanted = [
+        Request(prompt=[i], choices=choices(4, SamplingParams(temperature=2.0, seed=i)), max_tokens=8)
+        for i in range(8)
+    ]
+    for generated in run_engine(make_engine(), wanted):
+        assert all(0 <= token < VOCAB for tokens in generated.tokens.values() for token in tokens)
+
+
+def test_an_end_token_before_min_tokens_does_not_end(make_engine: MakeEngine) -> None:
+    free = Request(prompt=[1, 2], choices=[SamplingParams(temperature=0.0)], max_tokens=8)
+    tokens = alone(free, 0)
+    for min_tokens in range(1, 9):
+        request = Request(
+            prompt=[1, 2],
+            choices=free.choices,
+            max_tokens=8,
+            min_tokens=min_tokens,
+            end_ids=frozenset(range(VOCAB)),
+        )
+        (generated,) = run_engine(make_engine(), [request])
+        assert generated.tokens[0] == tokens[:min_tokens]
+        assert generated.finish[0] == "stop"
+
+
+def test_a_row_that_cannot_be_sampled_fails_its_request_alone(
+    make_engine: MakeEngine, model: HistoryModel
+) -> None:
+    good = Request(prompt=[1, 2, 3], choices=choices(2, SAMPLED), max_tokens=6)
+    bad = Request(prompt=[4, 5, 6], choices=choices(2, SAMPLED), max_tokens=6)
+    model.poisoned.add(hash_tokens([4, 5, 6, *alone(bad, 1)[:2]]))
+    engine = make_engine()
+    first, second = run_engine(engine, [good, bad])
+    assert [first.tokens[choice] for choice in range(2)] == [alone(good, choice) for choice in range(2)]
+    assert second.failure == "the model's logits contain NaN or +inf"
+    assert second.tokens[1] == alone(bad, 1)[:2]
+    assert_all_free(engine)
+
+
+def test_a_request_with_everything_banned_fails_with_the_reason(make_engine: MakeEngine) -> None:
+    banned = SamplingParams(logit_bias=dict.fromkeys(range(VOCAB), float("-inf")))
+    engine = make_engine()
+    (generated,) = run_engine(engine, [Request(prompt=[1], choices=[banned], max_tokens=3)])
+    assert generated.failure is not None
+    assert "no token is left" in generated.failure
+    assert_all_free(engine)
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_cancelling_frees_what_a_request_holds(make_engine: MakeEngine, steps: int) -> None:
+    engine = make_engine(max_batch=3, prefill_tokens=4)
+    dropped = Request(prompt=list(range(10)), choices=choices(5, SAMPLED), max_tokens=20)
+    kept = Request(prompt=[7, 8], choices=choices(1, SAMPLED), max_tokens=4)
+    engine.add(dropped)
+    for _ in range(steps):
+        engine.step()
+    engine.cancel(dropped)
+    (generated,) = run_engine(engine, [kept])
+    assert generated.tokens[0] == alone(kept, 0)
+    assert_all_free(engine)
+
+
+def test_one_choice_can_be_cancelled(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    request = Request(prompt=list(range(9)), choices=choices(3, SAMPLED), max_tokens=6)
+    engine.add(request)
+    engine.step()
+    engine.cancel(request, 1)
+    tokens: dict[int, int] = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens[output.choice] = tokens.get(output.choice, 1) + 1
+    assert tokens == {0: 6, 2: 6}
+    assert_all_free(engine)
+
+
+def test_cancelling_what_is_gone_does_nothing(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    request = Request(prompt=[1], choices=[SAMPLED], max_tokens=1)
+    run_engine(engine, [request])
+    engine.cancel(request)
+    engine.cancel(request, 0)
+    assert engine.step() == []
+
+
+def test_after_an_interrupted_step_a_reset_engine_works(make_engine: MakeEngine, model: HistoryModel) -> None:
+    engine = make_engine()
+    engine.add(Request(prompt=[1, 2, 3], choices=choices(3, PENALISED), max_tokens=9))
+    engine.step()
+    model.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    model.interrupt = False
+    engine.reset()
+    assert_all_free(engine)
+    request = Request(prompt=[4, 5], choices=choices(3, PENALISED), max_tokens=9)
+    (generated,) = run_engine(engine, [request])
+    assert [generated.tokens[choice] for choice in range(3)] == [
+        alone(request, choice) for choice in range(3)
+    ]
+
+
+@pytest.mark.parametrize("prefill_tokens", [3, 100])
+def test_prompt_log_probabilities_are_those_of_the_raw_distribution(
+    make_engine: MakeEngine, prefill_tokens: int
+) -> None:
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6]
+    request = Request(prompt=prompt, choices=[SAMPLED], max_tokens=0, prompt_logprobs=2)
+    engine = make_engine(prefill_tokens=prefill_tokens)
+    (generated,) = run_engine(engine, [request])
+    expected = [
+        float(logits_after(hash_tokens(prompt[:i]))[:VOCAB].double().log_softmax(-1)[prompt[i]])
+        for i in range(1, len(prompt))
+    ]
+    assert generated.prompt_logprobs == pytest.approx(expected, abs=1e-5)
+    assert generated.tokens == {}
+    assert_all_free(engine)
+
+
+def test_requests_with_and_without_log_probabilities_share_a_batch(make_engine: MakeEngine) -> None:
+    with_top = SamplingParams(temperature=0.5, seed=1, logprobs=3)
+    wanted = [
+        Request(prompt=[1], choices=[with_top], max_tokens=4, logprobs=3),
+        Request(prompt=[2], choices=[SAMPLED], max_tokens=4),
+    ]
+    first, second = run_engine(make_engine(), wanted)
+    assert len(first.logprobs[0]) == 4
+    assert second.logprobs == {}
+
+
+@pytest.mark.parametrize("field", ["max_batch", "kv_tokens", "block_size", "prefill_tokens"])
+def test_sizes_below_one_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} = 0, expected at least 1"):
+        EngineConfig(**{field: 0})
