@@ -1,6 +1,39 @@
 """The decode step of LLM inference: paged attention, then logits to token, fused; the same bits on CPU and GPU."""
 
+from typing import TYPE_CHECKING, Any
+
 from tokenstep._version import __version__
 from tokenstep.attention import Rope, append_kv, merge_attention, paged_attention
+from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, apply_logits, sample
+from tokenstep.threads import get_num_threads, set_num_threads
 
-__all__ = ["Rope", "__version__", "append_kv", "merge_attention", "paged_attention"]
+if TYPE_CHECKING:
+    from tokenstep.llm import LLM
+
+__all__ = [
+    "LLM",
+    "Rope",
+    "SampleOutput",
+    "Sampler",
+    "SamplingParams",
+    "__version__",
+    "append_kv",
+    "apply_logits",
+    "get_num_threads",
+    "merge_attention",
+    "paged_attention",
+    "sample",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LLM":  # needs torch, which the ops do not
+        from tokenstep.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
