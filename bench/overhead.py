@@ -1,8 +1,8 @@
 """What a call costs before any work is done: ns per call by way of binding, for 1, 5 and 20 torch tensors.
 
-Builds one function, the sum of its arguments' addresses, with nanobind (the package's tensor reader, and nb::ndarray)
-and with pybind11 (DLPack capsules, and plain integers from ``data_ptr()``), and calls the package's reader through
-``torch.ops`` as well. Then the ops themselves, on inputs so small that the call is all there is.
+Builds one function, the sum of its arguments' addresses, with nanobind (the package's tensor reader, and
+nb::ndarray) and with pybind11 (DLPack capsules, and plain integers from ``data_ptr()``), and calls the package's
+reader through ``torch.ops`` as well. Then the ops themselves, on inputs so small that the call is all there is.
 
     python bench/overhead.py [--json FILE]
 """
@@ -56,7 +56,9 @@ def torch_ops(reader: Callable[..., int], count: int) -> tuple[Callable[..., Any
     namespace: dict[str, Any] = {"reader": reader, "torch": torch}
     arguments = ", ".join(n + ": torch.Tensor" for n in names)
     exec(f"def custom({arguments}) -> int:\n    return reader({', '.join(names)})", namespace)
-    custom = torch.library.custom_op(f"tokenstep_overhead::custom{count}", namespace["custom"], mutates_args=())
+    custom = torch.library.custom_op(
+        f"tokenstep_overhead::custom{count}", namespace["custom"], mutates_args=()
+    )
     return getattr(torch.ops.tokenstep_overhead, f"read{count}"), custom
 
 
@@ -80,7 +82,9 @@ def main() -> None:
             "nanobind, nb::ndarray": lambda t=tensors: nanobind.ndarray(*t),
             "nanobind, ours, NumPy arrays": lambda a=arrays: nanobind.exchange_api(*a),
             "pybind11, no reading": lambda t=tensors: pybind11.nothing(*t),
-            "pybind11, integers by data_ptr()": lambda t=tensors: pybind11.integers(*[x.data_ptr() for x in t]),
+            "pybind11, integers by data_ptr()": lambda t=tensors: pybind11.integers(
+                *[x.data_ptr() for x in t]
+            ),
             "pybind11, __dlpack__ capsules": lambda t=tensors: pybind11.dlpack(*t),
             "torch.ops, Library.define": lambda t=tensors, op=library_op: op(*t),
             "torch.ops, custom_op": lambda t=tensors, op=custom_op: op(*t),

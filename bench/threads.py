@@ -1,7 +1,7 @@
 """Which threads should the ops use beside torch: torch's own OpenMP workers, a pool of our own, or none?
 
-Alternates a torch GEMM (the output layer of SmolLM2 at batch 16, whose workers then spin for a while) with a sampler
-step on its logits, as a decode loop does, and times both parts for each choice.
+Alternates a torch GEMM (the output layer of SmolLM2 at batch 16, whose workers then spin for a while) with a
+sampler step on its logits, as a decode loop does, and times both parts for each choice.
 
     python bench/threads.py [--json FILE]
 """

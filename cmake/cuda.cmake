@@ -1,13 +1,14 @@
-# The CUDA module is built where nvcc and CUDA sources are found; it links cudart statically and imports without a driver.
+# The CUDA module is built where nvcc and CUDA sources are found; it links cudart statically and imports without a
+# driver. The CPU module knows what became of it, to say so.
 file(GLOB TOKENSTEP_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/*.cu)
 
 if(TOKENSTEP_CUDA STREQUAL "OFF")
-  message(STATUS "tokenstep: CUDA module: off (TOKENSTEP_CUDA=OFF)")
+  set(TOKENSTEP_CUDA_STATE "it was built with TOKENSTEP_CUDA=OFF")
 elseif(NOT TOKENSTEP_CUDA_SOURCES)
   if(TOKENSTEP_CUDA STREQUAL "ON")
     message(FATAL_ERROR "TOKENSTEP_CUDA=ON, but this version of tokenstep has no CUDA kernels yet")
   endif()
-  message(STATUS "tokenstep: CUDA module: none in this version")
+  set(TOKENSTEP_CUDA_STATE "this version has no CUDA kernels yet")
 else()
   include(CheckLanguage)
   check_language(CUDA)
@@ -21,6 +22,7 @@ else()
         set(CMAKE_CUDA_ARCHITECTURES native)
       endif()
     endif()
+    set(TOKENSTEP_CUDA_STATE "built for ${CMAKE_CUDA_ARCHITECTURES}")
     enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 20)
     nanobind_add_module(_C_cuda BACKEND_MODULE nanobind_backend csrc/bind/module_cuda.cpp csrc/bind/tensor.cpp
@@ -31,6 +33,9 @@ else()
   elseif(TOKENSTEP_CUDA STREQUAL "ON")
     message(FATAL_ERROR "TOKENSTEP_CUDA=ON, but no CUDA compiler was found (is nvcc on the PATH?)")
   else()
-    message(STATUS "tokenstep: CUDA module: no nvcc found")
+    set(TOKENSTEP_CUDA_STATE "no nvcc was found when it was built")
   endif()
 endif()
+message(STATUS "tokenstep: CUDA module: ${TOKENSTEP_CUDA_STATE}")
+set_source_files_properties(csrc/bind/module_cpu.cpp PROPERTIES COMPILE_DEFINITIONS
+                            TOKENSTEP_CUDA_STATE="${TOKENSTEP_CUDA_STATE}")

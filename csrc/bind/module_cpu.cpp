@@ -21,6 +21,7 @@ NB_MODULE(_C, m) {
   tokenstep::cpu::active_isa();  // a wrong TOKENSTEP_ISA fails here, at import
 
   m.attr("numerics_version") = tokenstep::kNumericsVersion;
+  m.attr("cuda_state") = TOKENSTEP_CUDA_STATE;
   m.def("isa", [] { return tokenstep::cpu::name_of(tokenstep::cpu::active_isa()); },
         "Name of the instruction set in use.");
   m.def("set_isa", &tokenstep::cpu::set_isa, nb::arg("name"),

@@ -1,4 +1,4 @@
-"""Loads the compiled modules: ``_C`` always, ``_C_cuda`` where it was built; keeps the reason when it is absent."""
+"""Loads the compiled modules: ``_C`` always, ``_C_cuda`` where it was built, else the reason why it is absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenstep import _C as cpu
 def _load_cuda() -> tuple[ModuleType | None, str | None]:
     name = "tokenstep._C_cuda"
     if importlib.util.find_spec(name) is None:
-        return None, "this build has no CUDA module (built with TOKENSTEP_CUDA=OFF, without nvcc, or a CPU-only version)"
+        return None, f"tokenstep has no CUDA module here: {cpu.cuda_state}"
     try:
         return importlib.import_module(name), None
     except ImportError as error:  # a broken or mismatched binary; the CPU ops must still work

@@ -1,7 +1,7 @@
 """``tokenstep bench attention``: decode over a paged cache, against one read of K and V and against torch's SDPA.
 
-The floor reads the same number of bytes as the cache holds for the batch. torch gets what it is best at: K and V
-contiguous per sequence, every sequence equally long, no pages to follow.
+The floor reads the same number of bytes as the cache holds for the batch. torch gets what it is best at: K and
+V contiguous per sequence, every sequence equally long, no pages to follow.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def run(
                             )
                             cpu.set_num_threads(count)
                             torch.set_num_threads(count)
-                            functions = _functions(heads, batch, context, block_size, getattr(torch, dtype), peers)
+                            functions = _functions(
+                                heads, batch, context, block_size, getattr(torch, dtype), peers
+                            )
                             case = {
                                 "model": heads.model,
                                 "dtype": dtype,
@@ -94,7 +96,9 @@ def _functions(
     q = torch.randn(batch, heads.num_heads, heads.head_dim, generator=generator).to(dtype)
     out = torch.empty_like(q)
     calls = {name: _counter(copies) for name in ("floor", "tokenstep", "torch")}
-    flat = [torch.empty(read_bytes // 4, dtype=torch.int32).random_(generator=generator) for _ in range(copies)]
+    flat = [
+        torch.empty(read_bytes // 4, dtype=torch.int32).random_(generator=generator) for _ in range(copies)
+    ]
 
     def ours() -> object:
         i = calls["tokenstep"]()
@@ -113,7 +117,9 @@ def _functions(
 
         def sdpa() -> object:
             i = calls["torch"]()
-            return torch.nn.functional.scaled_dot_product_attention(query, keys[i], values[i], enable_gqa=grouped)
+            return torch.nn.functional.scaled_dot_product_attention(
+                query, keys[i], values[i], enable_gqa=grouped
+            )
 
         functions["torch"] = sdpa
     return functions

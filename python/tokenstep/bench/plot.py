@@ -1,4 +1,4 @@
-"""A benchmark's report as a picture: bars against the peers with the floor drawn in, or bandwidth over context."""
+"""A benchmark's report as a picture: bars beside the peers with the floor drawn in, or bandwidth over context."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def plot(report: Report, path: Path) -> None:
     figure = draw(report, pyplot)
     m = report.machine
     figure.suptitle(
-        f"tokenstep bench {report.bench}: {m['cpu']}, {m['cores']} cores ({m['isa']}), {m['date']}", fontsize=10
+        f"tokenstep bench {report.bench}: {m['cpu']}, {m['cores']} cores ({m['isa']}), {m['date']}",
+        fontsize=10,
     )
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,9 @@ def plot(report: Report, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panels(report: Report, keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]]:
+def _panels(
+    report: Report, keys: tuple[str, ...]
+) -> dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]]:
     panels: dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]] = {}
     for case, times in report.cases():
         panels.setdefault(tuple(case[k] for k in keys), []).append((case, times))
@@ -56,9 +59,13 @@ def _plot_sample(report: Report, pyplot: Any) -> Any:
                     label = impl if y == next(k for k, (_, t) in enumerate(cases) if impl in t) else None
                     axis.barh(y + j * height, times[impl] / 1e3, height, color=COLORS[impl], label=label)
         floor = [times[FLOOR] / 1e3 for _, times in cases]
-        axis.axvline(sorted(floor)[len(floor) // 2], color="black", linestyle=":", label="one read of the logits")
+        axis.axvline(
+            sorted(floor)[len(floor) // 2], color="black", linestyle=":", label="one read of the logits"
+        )
         axis.set_xscale("log")
-        axis.set_yticks([y + 0.4 - height / 2 for y in range(len(cases))], [case["mode"] for case, _ in cases], fontsize=8)
+        axis.set_yticks(
+            [y + 0.4 - height / 2 for y in range(len(cases))], [case["mode"] for case, _ in cases], fontsize=8
+        )
         axis.invert_yaxis()
         axis.set_xlabel("milliseconds a call")
         axis.set_title(f"{dtype}, batch {batch}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
@@ -70,7 +77,9 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
     panels = _panels(report, ("model", "dtype", "threads"))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, sharey=True)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, sharey=True
+    )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, ((model, dtype, threads), cases) in zip(axes.flat, panels.items(), strict=False):
@@ -84,8 +93,9 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
             style = "-" if block_size == max(case["block_size"] for case, _ in cases) else "--"
             marker = {1: "o", 8: "s", 32: "^"}.get(batch, "d")
             points.sort()
-            axis.plot(*zip(*points, strict=True), style, marker=marker, color=COLORS[impl], markersize=4,
-                      label=f"{impl}, batch {batch}" + (f", block {block_size}" if impl == OURS else ""))  # fmt: skip
+            label = f"{impl}, batch {batch}" + (f", block {block_size}" if impl == OURS else "")
+            contexts, percents = zip(*points, strict=True)
+            axis.plot(contexts, percents, style, marker=marker, color=COLORS[impl], markersize=4, label=label)
         axis.axhline(100, color="black", linestyle=":", label="one read of K and V")
         axis.set_xscale("log", base=2)
         axis.set_ylim(0, None)

@@ -64,6 +64,7 @@ class Report:
             lines.append("| " + " | ".join(cells) + " |")
         m = self.machine
         lines.append(
-            f"\nMedians on {m['cpu']}, {m['cores']} cores ({m['isa']}), torch {m['torch']}, commit {m['commit']}, {m['date']}."
+            f"\nMedians on {m['cpu']}, {m['cores']} cores ({m['isa']}), torch {m['torch']}, "
+            f"commit {m['commit']}, {m['date']}."
         )
         return "\n".join(lines)

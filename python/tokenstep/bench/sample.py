@@ -1,8 +1,9 @@
-"""``tokenstep bench sample``: raw logits to token, against one read of the logits and against torch and transformers.
+"""``tokenstep bench sample``: raw logits to token, against one read of the logits, torch and transformers.
 
-The rows look like a language model's: a normal body, and a head of 200 tokens that falls off as a power law. They are
-cold: each call takes the next of several batches that together exceed the last-level cache. The engine's form of the
-op is timed (``Sampler.step``, state prepared once), as a peer's processors are prepared once as well.
+The rows look like a language model's: a normal body, and a head of 200 tokens that falls off as a power law.
+They are cold: each call takes the next of several batches that together exceed the last-level cache. The
+engine's form of the op is timed (``Sampler.step``, state prepared once), as a peer's processors are prepared
+once as well.
 """
 
 from __future__ import annotations
@@ -83,7 +84,13 @@ def run(
                     functions = _functions(mode, logits, peers)
                     for impl, timing in interleave(functions, budget_s=budget_s).items():
                         report.add(
-                            {"mode": mode.name, "dtype": dtype, "batch": batch, "threads": count, "impl": impl},
+                            {
+                                "mode": mode.name,
+                                "dtype": dtype,
+                                "batch": batch,
+                                "threads": count,
+                                "impl": impl,
+                            },
                             timing,
                         )
     return report

@@ -28,7 +28,11 @@ def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int],
     parser.add_argument("--dtypes", type=_words, default=dtypes, metavar="T,…")
     parser.add_argument("--threads", type=_ints, default=None, metavar="N,…", help="default: 1 and all")
     parser.add_argument(
-        "--peers", type=_words, default=None, metavar="P,…", help=f"of {', '.join(PEERS[op])}; default: those installed"
+        "--peers",
+        type=_words,
+        default=None,
+        metavar="P,…",
+        help=f"of {', '.join(PEERS[op])}; default: those installed",
     )
     parser.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds of rounds per case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
@@ -37,10 +41,11 @@ def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int],
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints a Markdown table to stdout and progress to stderr."""
-    import importlib
-
     if importlib.util.find_spec("torch") is None:
-        print("tokenstep bench: torch is needed for inputs of all dtypes: pip install tokenstep[torch]", file=sys.stderr)
+        print(
+            "tokenstep bench: torch is needed for inputs of all dtypes: pip install tokenstep[torch]",
+            file=sys.stderr,
+        )
         return 1
     from tokenstep._native import cpu
 
@@ -48,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     if peers is None:
         peers = [name for name in PEERS[args.op] if importlib.util.find_spec(name)]
     elif unknown := sorted(set(peers) - set(PEERS[args.op])):
-        print(f"tokenstep bench: --peers {','.join(unknown)}: expected of {', '.join(PEERS[args.op])}", file=sys.stderr)
+        print(
+            f"tokenstep bench: --peers {','.join(unknown)}: expected of {', '.join(PEERS[args.op])}",
+            file=sys.stderr,
+        )
         return 1
     options: dict[str, Any] = {
         "batches": args.batches,

@@ -1,4 +1,7 @@
-"""``tokenstep info``: what this installation is and runs on. Never raises: what cannot be found is reported as such."""
+"""``tokenstep info``: what this installation is and runs on.
+
+It never raises: what cannot be found is reported as such.
+"""
 
 from __future__ import annotations
 
