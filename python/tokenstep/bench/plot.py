@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,16 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
         axis.set_title(f"{model}, {dtype}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
     axes.flat[0].legend(fontsize=6)
     return figure
+
+
+def main() -> None:
+    """``python -m tokenstep.bench.plot RESULTS.json PICTURE.png``: draws a report that was kept."""
+    parser = argparse.ArgumentParser(description="Draw a report that tokenstep bench has written.")
+    parser.add_argument("report", type=Path)
+    parser.add_argument("picture", type=Path)
+    args = parser.parse_args()
+    plot(Report.load(args.report), args.picture)
+
+
+if __name__ == "__main__":
+    main()
