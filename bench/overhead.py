@@ -79,6 +79,7 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {
             "nanobind, no reading": lambda t=tensors: nanobind.nothing(*t),
             "nanobind, exchange API and checks (ours)": lambda t=tensors: nanobind.exchange_api(*t),
+            "  of this, the checks: requires_grad, is_neg": lambda t=tensors: nanobind.checks(*t),
             "nanobind, nb::ndarray": lambda t=tensors: nanobind.ndarray(*t),
             "nanobind, ours, NumPy arrays": lambda a=arrays: nanobind.exchange_api(*a),
             "pybind11, no reading": lambda t=tensors: pybind11.nothing(*t),

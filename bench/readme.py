@@ -1,0 +1,81 @@
+"""Writes the README's table of results from the kept measurements, so that no number there is typed by hand.
+
+    python bench/readme.py            # writes
+    python bench/readme.py --check    # fails if the README says anything else
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenstep.bench.report import FLOOR, OURS, Report
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "cpu"
+BEGIN, END = "<!-- results: bench/readme.py -->\n", "<!-- end of results -->\n"
+BATCH, CONTEXT, BLOCK_SIZE = 16, 4096, 16
+
+
+def table() -> str:
+    """The Markdown between the markers."""
+    sample, attention = (Report.load(RESULTS / f"{op}.json") for op in ("sample", "attention"))
+    lines = [
+        f"| sample: {BATCH} rows × {sample.settings['vocab_size']:,} float32 logits | µs | × one read of the "
+        "logits | times faster than transformers |",
+        "|---|---|---|---|",
+    ]
+    for case, times in _cases(sample, dtype="float32", batch=BATCH):
+        peer = f"{times['transformers'] / times[OURS]:.0f}" if "transformers" in times else "–"
+        lines.append(f"| {case['mode']} | {times[OURS]:,.0f} | {times[OURS] / times[FLOOR]:.2f} | {peer} |")
+    lines += [
+        "",
+        f"| attention: one decode step, context {CONTEXT}, bfloat16, pages of {BLOCK_SIZE} | µs | % of read bandwidth "
+        "| times faster than torch SDPA |",
+        "|---|---|---|---|",
+    ]
+    for case, times in _cases(attention, dtype="bfloat16", context=CONTEXT, block_size=BLOCK_SIZE):
+        lines.append(
+            f"| {case['model']}, batch {case['batch']} | {times[OURS]:,.0f} | {100 * times[FLOOR] / times[OURS]:.0f} "
+            f"| {times['torch'] / times[OURS]:.1f} |"
+        )
+    m = sample.machine
+    lines += [
+        "",
+        f"Medians, memory-cold, on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), {m['date']}, "
+        f"commit {m['commit']}; peers, floor and tokenstep in turn in the same run.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cases(report: Report, **wanted: Any) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """The cases with these values, with all threads."""
+    threads = max(case["threads"] for case, _ in report.cases())
+    wanted["threads"] = threads
+    return [
+        (case, times) for case, times in report.cases() if all(case[k] == v for k, v in wanted.items())
+    ]
+
+
+def main() -> int:
+    """Write or check; the exit code is 1 if the check fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    new = before + BEGIN + table() + END + after
+    if args.check:
+        if new != text:
+            print("README.md: its results are not those of bench/results: run python bench/readme.py", file=sys.stderr)
+        return int(new != text)
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
