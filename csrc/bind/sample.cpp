@@ -129,19 +129,23 @@ nb::tuple apply_logits(nb::handle logits, nb::handle temperature, nb::handle top
 }  // namespace
 
 void register_sample(nb::module_& m) {
-  using namespace nb::literals;
-  m.def("sample", &sample, "logits"_a, "temperature"_a = 1.0, "top_k"_a = 0, "top_p"_a = 1.0, "min_p"_a = 0.0,
-        "repetition_penalty"_a = 1.0, "presence_penalty"_a = 0.0, "frequency_penalty"_a = 0.0,
-        "prompt_tokens"_a = nb::none(), "output_tokens"_a = nb::none(), "logit_bias"_a = nb::none(),
-        "token_bitmask"_a = nb::none(), "seed"_a = nb::none(), "position"_a = 0, "substream"_a = 0,
-        "logprobs"_a = nb::none(), "logprobs_mode"_a = "raw", "check"_a = nb::none(),
+  m.def("sample", &sample, any_object("logits"), any_object("temperature") = 1.0, any_object("top_k") = 0,
+        any_object("top_p") = 1.0, any_object("min_p") = 0.0, any_object("repetition_penalty") = 1.0,
+        any_object("presence_penalty") = 0.0, any_object("frequency_penalty") = 0.0,
+        any_object("prompt_tokens") = nb::none(), any_object("output_tokens") = nb::none(),
+        any_object("logit_bias") = nb::none(), any_object("token_bitmask") = nb::none(),
+        any_object("seed") = nb::none(), any_object("position") = 0, any_object("substream") = 0,
+        any_object("logprobs") = nb::none(), any_object("logprobs_mode") = "raw",
+        any_object("check") = nb::none(),
         "(tokens, status, logprobs, ranks, top_tokens, top_logprobs) of each row; the last four None without "
         "logprobs.");
-  m.def("apply_logits", &apply_logits, "logits"_a, "temperature"_a = 1.0, "top_k"_a = 0, "top_p"_a = 1.0,
-        "min_p"_a = 0.0, "repetition_penalty"_a = 1.0, "presence_penalty"_a = 0.0,
-        "frequency_penalty"_a = 0.0, "prompt_tokens"_a = nb::none(), "output_tokens"_a = nb::none(),
-        "logit_bias"_a = nb::none(), "token_bitmask"_a = nb::none(), "out"_a = nb::none(),
-        "check"_a = nb::none(), "(out, status): float32 logits after the filters, -inf where cut.");
+  m.def("apply_logits", &apply_logits, any_object("logits"), any_object("temperature") = 1.0,
+        any_object("top_k") = 0, any_object("top_p") = 1.0, any_object("min_p") = 0.0,
+        any_object("repetition_penalty") = 1.0, any_object("presence_penalty") = 0.0,
+        any_object("frequency_penalty") = 0.0, any_object("prompt_tokens") = nb::none(),
+        any_object("output_tokens") = nb::none(), any_object("logit_bias") = nb::none(),
+        any_object("token_bitmask") = nb::none(), any_object("out") = nb::none(),
+        any_object("check") = nb::none(), "(out, status): float32 logits after the filters, -inf where cut.");
   register_sampler(m);
 }
 

@@ -55,8 +55,7 @@ struct Label {
   }
 };
 
-// ---- one number
-// ---------------------------------------------------------------------------------------------------
+// ---- one number ------------------------------------------------------------------------------------------
 bool is_array(nb::handle source) {
   if (PyFloat_Check(source.ptr()) || PyLong_Check(source.ptr())) return false;
   static PyObject* const kDlpack = PyUnicode_InternFromString("__dlpack__");
@@ -99,8 +98,7 @@ void read_number(const Label& label, nb::handle source, Int128& out) {
   out = from_python_int(index.ptr());
 }
 
-// ---- one number per row
-// -------------------------------------------------------------------------------------------
+// ---- one number per row ----------------------------------------------------------------------------------
 template <class Value>
 Value element(const Tensor& array, int64_t i) {
   const int64_t at = i * array.stride[0];
@@ -199,8 +197,7 @@ constexpr FloatField kFloatFields[] = {
      [](float x) { return is_finite(x); }, "a finite number"},
 };
 
-// ---- seeds
-// --------------------------------------------------------------------------------------------------------
+// ---- seeds -----------------------------------------------------------------------------------------------
 void fill_with_entropy(std::vector<uint64_t>& seeds) {
   constexpr size_t kAtOnce = 32;  // getentropy gives at most 256 bytes
   for (size_t i = 0; i < seeds.size(); i += kAtOnce)
@@ -243,8 +240,10 @@ void read_seeds(const char* op, nb::handle source, std::vector<RowParams>& rows)
 }
 
 // ---- token histories
-// ---------------------------------------------------------------------------------------------- Where a
-// token stands in the list of the row being read. Rows are told apart by number, so that nothing is cleared.
+// ----------------------------------------------------------------------------------------------
+
+// Where a token stands in the list of the row being read. Rows are told apart by number, so that nothing is
+// cleared.
 class UniqueIds {
  public:
   void start_row() {
@@ -343,8 +342,7 @@ int64_t read_history(const Label& prompt, nb::handle prompt_tokens, const Label&
   return num_outputs;
 }
 
-// ---- logit bias
-// ---------------------------------------------------------------------------------------------------
+// ---- logit bias ------------------------------------------------------------------------------------------
 void read_bias(const Label& label, nb::handle source, int vocab_size, RowInputs& inputs, RowParams& row) {
   row.bias_begin = static_cast<int64_t>(inputs.bias_ids.size());
   if (source.is_none()) return;
@@ -402,8 +400,7 @@ void read_biases(const char* op, nb::handle source, int vocab_size, RowInputs& i
               inputs.rows[row]);
 }
 
-// ---- all that is a number
-// -----------------------------------------------------------------------------------------
+// ---- all that is a number --------------------------------------------------------------------------------
 void read_numbers(const char* op, const RowArguments& arguments, std::vector<RowParams>& rows) {
   const int num_rows = static_cast<int>(rows.size());
   for (const FloatField& field : kFloatFields)

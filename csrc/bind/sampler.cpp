@@ -269,19 +269,21 @@ class Sampler {
 }  // namespace
 
 void register_sampler(nb::module_& m) {
-  using namespace nb::literals;
   nb::class_<Sampler>(m, "Sampler", "Slots of sampling state that stay in memory between steps.")
-      .def(nb::init<int64_t, int64_t>(), "max_rows"_a, "vocab_size"_a)
-      .def("admit", &Sampler::admit, "row"_a, "temperature"_a = 1.0, "top_k"_a = 0, "top_p"_a = 1.0,
-           "min_p"_a = 0.0, "repetition_penalty"_a = 1.0, "presence_penalty"_a = 0.0,
-           "frequency_penalty"_a = 0.0, "logit_bias"_a = nb::none(), "seed"_a = nb::none(), "substream"_a = 0,
-           "logprobs"_a = nb::none(), "prompt_tokens"_a = nb::none(), "output_tokens"_a = nb::none(),
+      .def(nb::init<int64_t, int64_t>(), nb::arg("max_rows"), nb::arg("vocab_size"))
+      .def("admit", &Sampler::admit, nb::arg("row"), any_object("temperature") = 1.0, any_object("top_k") = 0,
+           any_object("top_p") = 1.0, any_object("min_p") = 0.0, any_object("repetition_penalty") = 1.0,
+           any_object("presence_penalty") = 0.0, any_object("frequency_penalty") = 0.0,
+           any_object("logit_bias") = nb::none(), any_object("seed") = nb::none(),
+           any_object("substream") = 0, any_object("logprobs") = nb::none(),
+           any_object("prompt_tokens") = nb::none(), any_object("output_tokens") = nb::none(),
            "Fills a slot (again). Its next token has position len(output_tokens).")
-      .def("step", &Sampler::step, "logits"_a, "rows"_a = nb::none(), "token_bitmask"_a = nb::none(),
-           "out"_a = nb::none(), "logprobs_mode"_a = "raw",
+      .def("step", &Sampler::step, any_object("logits"), any_object("rows") = nb::none(),
+           any_object("token_bitmask") = nb::none(), any_object("out") = nb::none(),
+           any_object("logprobs_mode") = "raw",
            "One token for each row: the tuple of sample, or `out`, such a tuple of arrays, filled. Bad rows "
            "show in status.")
-      .def("release", &Sampler::release, "row"_a)
+      .def("release", &Sampler::release, nb::arg("row"))
       .def_prop_ro("max_rows", &Sampler::max_rows)
       .def_prop_ro("vocab_size", &Sampler::vocab_size);
 }
