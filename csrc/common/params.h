@@ -1,5 +1,6 @@
-// One plain struct per op: what a kernel sees, on the CPU and on the GPU. No Python, no framework, no ownership.
-// Strides count elements. A null pointer means that the feature is off. B rows of a batch, V tokens of the vocabulary.
+// One plain struct per op: what a kernel sees, on the CPU and on the GPU. No Python, no framework, no
+// ownership. Strides count elements. A null pointer means that the feature is off. B rows of a batch, V
+// tokens of the vocabulary.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +8,8 @@
 
 namespace tokenstep {
 
-// ---- sampling -----------------------------------------------------------------------------------------------------
+// ---- sampling
+// -----------------------------------------------------------------------------------------------------
 constexpr int kMaxVocabSize = 1 << 18;
 constexpr int kMaxTopLogprobs = 20;
 
@@ -37,12 +39,14 @@ struct alignas(16) RowParams {
   int64_t bias_begin = 0;
   int32_t history_size = 0;
   int32_t bias_size = 0;
-  int32_t history_capacity = 0;  // entries that the row's range of history_ids can hold; 0: the history is not recorded
-  int32_t num_logprobs = -1;     // top log probabilities wanted for this row, 0: the token's own only; -1: none
+  int32_t history_capacity =
+      0;  // entries that the row's range of history_ids can hold; 0: the history is not recorded
+  int32_t num_logprobs = -1;  // top log probabilities wanted for this row, 0: the token's own only; -1: none
 };
 static_assert(sizeof(RowParams) == 80);
 
-// Occurrences of one token in a row's history: how often in the output (low 31 bits), and whether in the prompt.
+// Occurrences of one token in a row's history: how often in the output (low 31 bits), and whether in the
+// prompt.
 constexpr uint32_t kInPrompt = 0x80000000u;
 constexpr uint32_t kOutputCountMask = 0x7fffffffu;
 
@@ -61,7 +65,8 @@ struct SampleParams {
 
   int32_t* history_ids;  // entry i of a row: history_ids[history_begin + i], ids unique within the row
   uint32_t* history_counts;
-  int64_t history_counts_stride;  // 0: counts lie beside the ids; otherwise the dense [slots, stride] array by token id
+  int64_t history_counts_stride;  // 0: counts lie beside the ids; otherwise the dense [slots, stride] array
+                                  // by token id
 
   const int32_t* bias_ids;  // entry i of a row: bias_ids[bias_begin + i], unique within the row, ascending
   const float* bias_values;
@@ -70,11 +75,12 @@ struct SampleParams {
   int32_t* status;  // [B], SampleStatus
 
   LogprobsMode logprobs_mode;
-  int32_t num_top_logprobs;  // N <= kMaxTopLogprobs, the width of the outputs; a row may want fewer (RowParams)
-  float* logprobs;           // [B]; null: no row wants log probabilities
-  int32_t* ranks;            // [B], 1 is the most likely
-  int64_t* top_tokens;       // [B, N]
-  float* top_logprobs;       // [B, N]
+  int32_t
+      num_top_logprobs;  // N <= kMaxTopLogprobs, the width of the outputs; a row may want fewer (RowParams)
+  float* logprobs;       // [B]; null: no row wants log probabilities
+  int32_t* ranks;        // [B], 1 is the most likely
+  int64_t* top_tokens;   // [B, N]
+  float* top_logprobs;   // [B, N]
 };
 
 // Steps 0-8 alone: float32 logits, -inf where cut; a greedy row keeps its arg max alone.
@@ -84,10 +90,12 @@ struct ApplyLogitsParams {
   int64_t out_stride;
 };
 
-// ---- paged attention ----------------------------------------------------------------------------------------------
+// ---- paged attention
+// ----------------------------------------------------------------------------------------------
 constexpr int kMaxHeadDim = 256;
 
-// A KV cache in pages: [num_blocks, block_size, num_kv_heads, head_dim] in any strides with head_dim contiguous.
+// A KV cache in pages: [num_blocks, block_size, num_kv_heads, head_dim] in any strides with head_dim
+// contiguous.
 struct CacheView {
   void* data;
   int64_t block_stride, token_stride, head_stride;
@@ -109,12 +117,13 @@ struct RopeParams {
 
 enum class AttentionStatus : int32_t {
   kOk = 0,
-  kBadBlock = 1,   // a block id outside [0, num_blocks) where the sequence needs a block
-  kBadLength = 2,  // seq_lens negative, beyond the block table or the rope table, or less than the sequence's queries
+  kBadBlock = 1,  // a block id outside [0, num_blocks) where the sequence needs a block
+  kBadLength =
+      2,  // seq_lens negative, beyond the block table or the rope table, or less than the sequence's queries
 };
 
-// Sequences in a paged cache, and the rows of this step: what append_kv takes (it rotates q in place), and the part of
-// paged_attention's input that says where keys and values are.
+// Sequences in a paged cache, and the rows of this step: what append_kv takes (it rotates q in place), and
+// the part of paged_attention's input that says where keys and values are.
 struct PagedBatch {
   DType dtype;        // of q and of new rows: float32, float16 or bfloat16
   DType cache_dtype;  // the same, or float8_e4m3 or int8 with per-head scales
@@ -158,7 +167,8 @@ struct AttentionParams {
   void* workspace;
 };
 
-// Attention over parts of the keys, merged by their log-sum-exp: [S, T, Hq, D] and [S, T, Hq] -> [T, Hq, D] and [T, Hq].
+// Attention over parts of the keys, merged by their log-sum-exp: [S, T, Hq, D] and [S, T, Hq] -> [T, Hq, D]
+// and [T, Hq].
 struct MergeParams {
   DType dtype;
   int32_t num_parts;    // S

@@ -133,7 +133,8 @@ TOKENSTEP_VEC Floats load(const Half* p) {
 #endif
 }
 
-// The first `count` lanes, zeros beyond. Rows have a multiple of 8 elements, so only 16 lanes can reach past the end.
+// The first `count` lanes, zeros beyond. Rows have a multiple of 8 elements, so only 16 lanes can reach past
+// the end.
 template <class T>
 TOKENSTEP_VEC Floats load_first(const T* p, [[maybe_unused]] int count) {
   if constexpr (kLanes > 8) {

@@ -208,7 +208,8 @@ class Row {
     for (int i = 0; i < num_bias; ++i) ++begin[bias_ids[i] / kBlock + 1];
     for (int i = 0; i < num_history; ++i) {
       ++begin[history_ids[i] / kBlock + 1];
-      if (p.history_counts_stride) __builtin_prefetch(counts + history_ids[i]);  // read soon, from all over memory
+      if (p.history_counts_stride)
+        __builtin_prefetch(counts + history_ids[i]);  // read soon, from all over memory
     }
     for (int block = 0; block < num_blocks; ++block) {
       begin[block + 1] += begin[block];
