@@ -32,20 +32,20 @@ def table() -> str:
         lines.append(f"| {case['mode']} | {times[OURS]:,.0f} | {times[OURS] / times[FLOOR]:.2f} | {peer} |")
     lines += [
         "",
-        f"| attention: one decode step, context {CONTEXT}, bfloat16, pages of {BLOCK_SIZE} | µs | % of read bandwidth "
-        "| times faster than torch SDPA |",
+        f"| attention: one decode step, context {CONTEXT}, bfloat16, pages of {BLOCK_SIZE} | µs "
+        "| % of read bandwidth | times faster than torch SDPA |",
         "|---|---|---|---|",
     ]
     for case, times in _cases(attention, dtype="bfloat16", context=CONTEXT, block_size=BLOCK_SIZE):
         lines.append(
-            f"| {case['model']}, batch {case['batch']} | {times[OURS]:,.0f} | {100 * times[FLOOR] / times[OURS]:.0f} "
-            f"| {times['torch'] / times[OURS]:.1f} |"
+            f"| {case['model']}, batch {case['batch']} | {times[OURS]:,.0f} "
+            f"| {100 * times[FLOOR] / times[OURS]:.0f} | {times['torch'] / times[OURS]:.1f} |"
         )
     m = sample.machine
     lines += [
         "",
-        f"Medians, memory-cold, on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), {m['date']}, "
-        f"commit {m['commit']}; peers, floor and tokenstep in turn in the same run.",
+        f"Medians, memory-cold, on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), "
+        f"{m['date']}, commit {m['commit']}; peers, floor and tokenstep in turn in the same run.",
     ]
     return "\n".join(lines) + "\n"
 
