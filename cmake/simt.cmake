@@ -7,19 +7,28 @@ if(NOT TOKENSTEP_SIMT)
 endif()
 
 file(GLOB TOKENSTEP_SIMT_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/simt/*.cpp)
-set(TOKENSTEP_SIMT_KERNELS tests/simt/testing.cpp)  # and others that include .cuh files
+# CUDA sources are compiled as they are, through a file each that includes one: a source has one language.
+set(TOKENSTEP_SIMT_KERNELS tests/simt/testing.cpp)
+foreach(source IN LISTS TOKENSTEP_CUDA_SOURCES)
+  get_filename_component(name ${source} NAME_WE)
+  if(NOT name STREQUAL "runtime")  # csrc/simt has its own
+    file(CONFIGURE OUTPUT simt/${name}.cpp CONTENT "#include \"cuda/${name}.cu\"\n")
+    list(APPEND TOKENSTEP_SIMT_KERNELS ${CMAKE_CURRENT_BINARY_DIR}/simt/${name}.cpp)
+  endif()
+endforeach()
 
 add_library(tokenstep_simt OBJECT ${TOKENSTEP_SIMT_SOURCES})
 target_link_libraries(tokenstep_simt PRIVATE tokenstep_options)
 
 # The emulator comes first: of an inline function that both emit, the linker keeps the first copy, and that one must not
 # be instrumented.
-nanobind_add_module(_C_simt BACKEND_MODULE nanobind_backend $<TARGET_OBJECTS:tokenstep_simt>
-                    csrc/bind/module_simt.cpp csrc/bind/tensor.cpp ${TOKENSTEP_SIMT_KERNELS})
+nanobind_add_module(_C_simt NB_DOMAIN tokenstep_simt BACKEND_MODULE nanobind_backend $<TARGET_OBJECTS:tokenstep_simt>
+                    csrc/bind/module_simt.cpp csrc/bind/backend_device.cpp csrc/bind/device_testing.cpp
+                    ${TOKENSTEP_BINDINGS} ${TOKENSTEP_SIMT_KERNELS})
 target_link_libraries(_C_simt PRIVATE tokenstep_options ${CMAKE_DL_LIBS})
 target_include_directories(_C_simt PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_compile_definitions(_C_simt PRIVATE TOKENSTEP_SIMT)
 set_source_files_properties(
   ${TOKENSTEP_SIMT_KERNELS} PROPERTIES COMPILE_OPTIONS
-  "-O2;-g1;-march=native;-fsanitize=thread;--param=tsan-distinguish-volatile=1;--param=tsan-instrument-func-entry-exit=0;-fno-tree-loop-distribute-patterns;-Wno-unknown-pragmas")
+  "-O1;-g1;-march=native;-fsanitize=thread;--param=tsan-distinguish-volatile=1;--param=tsan-instrument-func-entry-exit=0;-fno-tree-loop-distribute-patterns;-Wno-unknown-pragmas")
 install(TARGETS _C_simt LIBRARY DESTINATION tokenstep)

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "bind/ops.h"
+
 namespace tokenstep::bind {
 namespace {
 
@@ -24,6 +26,16 @@ Int128 from_python_int(PyObject* number) {
 }
 
 }  // namespace
+
+void translate_errors() {
+  nb::register_exception_translator([](const std::exception_ptr& error, void*) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const TypeError& e) {
+      PyErr_SetString(PyExc_TypeError, e.what());
+    }
+  });
+}
 
 std::string text_of(double value) { return nb::repr(nb::float_(value)).c_str(); }
 std::string text_of(Int128 value) {

@@ -59,7 +59,6 @@ class Staging {
 
  private:
   void* data_;
-  size_t bytes_;
   Queue queue_;
 };
 

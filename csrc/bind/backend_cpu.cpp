@@ -36,7 +36,7 @@ void copy_to_device(void* to, const void* from, size_t bytes, const Queue&) { me
 void copy_to_host(void* to, const void* from, size_t bytes, const Queue&) { memcpy(to, from, bytes); }
 
 Staging::Staging(size_t bytes, const Queue& queue)
-    : data_(::operator new(bytes)), bytes_(bytes), queue_(queue) {}
+    : data_(::operator new(bytes)), queue_(queue) {}
 Staging::~Staging() { ::operator delete(data_); }
 
 void refuse_capture(const char*, const Queue&) {}

@@ -48,6 +48,7 @@ class Call {
     backend::refuse_capture(op, queue_);
     rows_.emplace(logits, inputs.packed_bytes());
     params.rows = static_cast<RowParams*>(rows_->data());
+    inputs.sort_histories();
     std::vector<char> packed(inputs.packed_bytes());
     inputs.pack(packed.data(), rows_->data());
     backend::copy_to_device(rows_->data(), packed.data(), packed.size(), queue_);

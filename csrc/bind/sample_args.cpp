@@ -176,6 +176,20 @@ void RowInputs::drop_history() {
   history_counts.clear();
 }
 
+void RowInputs::sort_histories() {
+  std::vector<std::pair<int32_t, uint32_t>> entries;
+  for (size_t row = 0; row < rows.size(); ++row) {
+    const size_t begin = begins[row].history, size = static_cast<size_t>(rows[row].history_size);
+    entries.resize(size);
+    for (size_t i = 0; i < size; ++i) entries[i] = {history_ids[begin + i], history_counts[begin + i]};
+    std::sort(entries.begin(), entries.end());
+    for (size_t i = 0; i < size; ++i) {
+      history_ids[begin + i] = entries[i].first;
+      history_counts[begin + i] = entries[i].second;
+    }
+  }
+}
+
 void RowInputs::point_rows(int32_t* to_history_ids, uint32_t* to_history_counts, int32_t* to_bias_ids,
                            float* to_bias_values) {
   for (size_t i = 0; i < rows.size(); ++i) {

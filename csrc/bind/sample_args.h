@@ -36,6 +36,7 @@ struct RowInputs {
     begins.resize(num_rows);
   }
   void drop_history();
+  void sort_histories();  // by id: device kernels search the lists
   void point_rows(int32_t* history_ids, uint32_t* history_counts, int32_t* bias_ids, float* bias_values);
 
   // Rows, then lists, in one piece of memory that the kernels find at `address`.

@@ -40,8 +40,9 @@ struct alignas(16) RowParams {
   int32_t* bias_ids = nullptr;
   float* bias_values = nullptr;
   int32_t history_size = 0;
-  // 0: the history is only read, and counts lie beside the ids. Else sampled tokens join it, history_ids has
-  // room for so many, and history_counts is dense: [V], by token id.
+  // 0: the history is only read, and counts lie beside the ids, which ascend on a GPU (kernels search them).
+  // Else sampled tokens join it, history_ids has room for so many, and history_counts is dense: [V], by token
+  // id.
   int32_t history_capacity = 0;
   int32_t bias_size = 0;
   int32_t num_logprobs = -1;  // top log probabilities wanted for this row, 0: the token's own only; -1: none

@@ -5,7 +5,7 @@
 
 namespace tokenstep {
 
-TOKENSTEP_INLINE float not_a_number() { return __builtin_nanf(""); }
+TOKENSTEP_INLINE float not_a_number() { return float_from_bits(0x7fc00000u); }
 
 // How many of the N places for top tokens this row fills: what it asked for, at most the vocabulary.
 TOKENSTEP_INLINE int32_t num_top_tokens(const SampleParams& p, const RowParams& row) {
