@@ -13,6 +13,7 @@ NB_MODULE(_C_cuda, m) {
   m.def("unusable_because", &tokenstep::cuda::unusable_because,
         "Why no GPU can be used here, in the words of the CUDA runtime; None if one can.");
   m.def("num_devices", &tokenstep::cuda::num_devices);
+  m.def("current_device", &tokenstep::cuda::current_device);
   tokenstep::bind::register_sample(m);
   tokenstep::bind::register_device_testing(m);
 }

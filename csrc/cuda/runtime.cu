@@ -85,6 +85,12 @@ int num_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+int current_device() {
+  int device_id = 0;
+  check(cudaGetDevice(&device_id), "cudaGetDevice");
+  return device_id;
+}
+
 const char* unusable_because() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);

@@ -23,6 +23,7 @@ const DeviceLimits& limits_of(int device_id);  // asked for once
 // Why no GPU can be used; null if one can.
 const char* unusable_because();
 int num_devices();
+int current_device();
 
 bool is_capturing(const Stream& stream);
 

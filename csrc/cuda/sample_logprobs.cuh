@@ -117,6 +117,7 @@ __device__ __forceinline__ void write_logprobs(Block& block, View view, const Pl
   } else {
     value = block.value_of(view, token);
     if (plan.greedy) {  // the distribution after step 4
+      rank = 1;
       view.listed = false;
       outcome.total = total_of_left<Block>(p, block.args, state, view);
     } else {

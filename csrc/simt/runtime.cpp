@@ -13,6 +13,7 @@ const DeviceLimits& limits_of(int) {
   return kLimits;
 }
 int num_devices() { return 1; }
+int current_device() { return 0; }
 const char* unusable_because() { return nullptr; }
 bool is_capturing(const Stream&) { return false; }
 
