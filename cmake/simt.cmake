@@ -14,7 +14,7 @@ target_link_libraries(tokenstep_simt PRIVATE tokenstep_options)
 
 # The emulator comes first: of an inline function that both emit, the linker keeps the first copy, and that one must not
 # be instrumented.
-nanobind_add_module(_C_simt BACKEND_MODULE nanobind_backend $<TARGET_OBJECTS:tokenstep_simt>
+nanobind_add_module(_C_simt NOSTRIP BACKEND_MODULE nanobind_backend $<TARGET_OBJECTS:tokenstep_simt>
                     csrc/bind/module_simt.cpp csrc/bind/tensor.cpp ${TOKENSTEP_SIMT_KERNELS})
 target_link_libraries(_C_simt PRIVATE tokenstep_options ${CMAKE_DL_LIBS})
 target_include_directories(_C_simt PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})

@@ -158,10 +158,12 @@ void Memory::check_buffers(uintptr_t address, size_t bytes, Access access, uint3
       [](uintptr_t at, const Buffer& buffer) { return at < reinterpret_cast<uintptr_t>(buffer.data); });
   const Buffer* buffer = after == buffers_.begin() ? nullptr : &*--after;
   const uintptr_t offset = buffer ? address - reinterpret_cast<uintptr_t>(buffer->data) : 0;
-  if (!buffer || offset + bytes > buffer->bytes)
-    machine.fail("%s out of bounds: %zu bytes at %p, %zu past the start of a buffer of %zu bytes, at %s",
-                 name_of(access), bytes, reinterpret_cast<void*>(address), offset, buffer ? buffer->bytes : 0,
-                 code_tag(code).chars);
+  if (!buffer)
+    machine.fail("%s out of bounds: address 0x%zx is in no buffer of the launch, at %s", name_of(access),
+                 address, code_tag(code).chars);
+  if (offset + bytes > buffer->bytes)
+    machine.fail("%s out of bounds: bytes %zu to %zu of a buffer of %zu bytes, at %s", name_of(access),
+                 offset, offset + bytes - 1, buffer->bytes, code_tag(code).chars);
   if (is_write(access) && !buffer->writable)
     machine.fail("%s to a read-only buffer, byte %zu of %zu, at %s", name_of(access), offset, buffer->bytes,
                  code_tag(code).chars);

@@ -3,26 +3,29 @@
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <cstring>
 #include <regex>
 
 namespace tokenstep::simt {
 namespace {
 
-// The line of the call before a return address; inlined functions at their innermost place.
+// The line of the call before a return address. Of functions inlined into one another, the innermost one
+// outside of the emulator: in the kernel, not in the software of an intrinsic.
 std::string source_line(uint32_t offset) {
   char text[64];
   snprintf(text, sizeof text, "0x%x", offset - 1);
   Dl_info module;
   if (!dladdr(__ehdr_start, &module)) return text;
-  const std::string command = std::string("addr2line -e '") + module.dli_fname + "' " + text + " 2>/dev/null";
-  std::string line;
-  if (FILE* pipe = popen(command.c_str(), "r")) {
-    for (int c; (c = fgetc(pipe)) != EOF && c != '\n';) line += static_cast<char>(c);
-    pclose(pipe);
-  }
-  if (line.empty() || line[0] == '?') return std::string("code ") + text;
-  line = line.substr(0, line.find(' '));  // without "(discriminator 2)"
-  return line.substr(line.rfind('/') + 1);
+  const std::string command =
+      std::string("addr2line -i -e '") + module.dli_fname + "' " + text + " 2>/dev/null";
+  FILE* pipe = popen(command.c_str(), "r");
+  if (!pipe) return text;
+  std::string found;
+  for (char line[1024]; fgets(line, sizeof line, pipe);)
+    if (found.empty() && !strstr(line, "/csrc/simt/") && line[0] != '?') found = line;
+  pclose(pipe);
+  found = found.substr(0, found.find_first_of(" \n"));  // without "(discriminator 2)"
+  return found.empty() ? std::string("code ") + text : found.substr(found.rfind('/') + 1);
 }
 
 }  // namespace
