@@ -8,7 +8,6 @@
 #include <memory>  // the library uses __noinline__ as an attribute: it must have been read before the macro below
 
 #include "simt/atomics.h"
-#include "simt/exchange.h"
 #include "simt/half.h"
 #include "simt/vector_types.h"
 #include "simt/warp_intrinsics.h"
@@ -31,9 +30,9 @@ namespace tokenstep::simt {
 [[gnu::const]] dim3 block_dimensions();
 [[gnu::const]] dim3 grid_dimensions();
 
-void sync_block(Where where);
-void arrive_at_cluster(Where where);
-void wait_for_cluster(Where where);
+void sync_block(SimtWhere where);
+void arrive_at_cluster(SimtWhere where);
+void wait_for_cluster(SimtWhere where);
 void fence();
 void pause();
 void on_volatile_access(const void* address, bool write);

@@ -101,9 +101,7 @@ void Machine::prepare(const std::vector<uint32_t>& block_numbers) {
     for (uint32_t t = 0; t < block_threads; ++t) {
       Thread& thread = threads_[block.first_thread + t];
       Warp& warp = block.warps[t / kWarp];
-      Context context = std::move(thread.context);
       thread = {};
-      thread.context = std::move(context);
       thread.number = block.first_thread + t;
       thread.lane = t % kWarp;
       thread.index = position(t, block_dim);
@@ -172,7 +170,7 @@ void Machine::hold_back() {
   hold_begin_ = hold_end_ = 0;
   const uint64_t what = random() % 3;
   if (what == 0) return;
-  const Thread& some = threads_[random() % num_threads_];
+  const Thread& some = threads_[random_below(num_threads_)];
   hold_begin_ = what == 1 ? some.block->first_thread : some.number - some.lane;
   hold_end_ = hold_begin_ + (what == 1 ? block_threads() : kWarp);
 }
@@ -185,7 +183,7 @@ Thread* Machine::next() {
       hold_back();
       hold_end_ = hold_begin_;  // nobody else can run
     }
-    Thread*& chosen = ready_[random() % ready_.size()];
+    Thread*& chosen = ready_[random_below(ready_.size())];
     Thread* const thread = chosen;
     chosen = ready_.back();
     ready_.pop_back();

@@ -113,6 +113,7 @@ class Machine {
     random_ ^= random_ >> 7;
     return random_ ^= random_ << 17;
   }
+  size_t random_below(size_t n) { return static_cast<size_t>((random() >> 32) * n >> 32); }
   void yield(bool waits_for_others = false);  // lets others run; true: in a loop that waits for a change
   void maybe_yield();         // sometimes: where another thread's access might come in between
   void maybe_wait_in_loop();  // the same at a load that may be polling
@@ -175,9 +176,9 @@ class Machine {
 extern Machine machine;
 
 std::string location(const Where& where);  // "file:line"
+inline bool same_text(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
 inline bool same_place(const Where& a, const Where& b) {
-  return a.line() == b.line() &&
-         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+  return a.line() == b.line() && same_text(a.file_name(), b.file_name());
 }
 
 }  // namespace tokenstep::simt

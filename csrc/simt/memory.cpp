@@ -119,7 +119,7 @@ void Memory::access(const void* pointer, size_t bytes, Access access, uint32_t c
     for_each_word(address, bytes,
                   [&](uintptr_t at, uint8_t mask) { touch(shared_word(at), mask, access, code, at); });
   } else if (!machine.stacks().contains(address) && !in_module(address) && !machine.is_argument(address)) {
-    check_buffers(address, bytes, access, code);
+    if (!check_buffers(address, bytes, access, code)) return;
     for_each_word(address, bytes,
                   [&](uintptr_t at, uint8_t mask) { touch(global_word(at), mask, access, code, at); });
   }
@@ -151,8 +151,9 @@ void Memory::check_shared_range(uintptr_t address, size_t bytes, Access access, 
   block.remote_access[me.number] = me.clock.tick;
 }
 
-void Memory::check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code) {
-  if (buffers_.empty()) return;
+// Whether the memory may be written: if nobody may, there are no races to look for.
+bool Memory::check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code) {
+  if (buffers_.empty()) return true;
   auto after = std::upper_bound(
       buffers_.begin(), buffers_.end(), address,
       [](uintptr_t at, const Buffer& buffer) { return at < reinterpret_cast<uintptr_t>(buffer.data); });
@@ -167,6 +168,7 @@ void Memory::check_buffers(uintptr_t address, size_t bytes, Access access, uint3
   if (is_write(access) && !buffer->writable)
     machine.fail("%s to a read-only buffer, byte %zu of %zu, at %s", name_of(access), offset, buffer->bytes,
                  code_tag(code).chars);
+  return buffer->writable;
 }
 
 Word& Memory::global_word(uintptr_t address) {
@@ -217,10 +219,13 @@ void Memory::record(Word& word, const Stamp& now) {
     word.written |= now.bytes;
     return;
   }
-  const auto replaceable = [&](const Stamp& read) { return read.tick < first || read.thread == now.thread; };
-  auto& read = word.read;
-  const bool same_warp = machine.thread(read[0].thread).warp == machine.thread(now.thread).warp;
-  read[replaceable(read[0]) ? 0 : replaceable(read[1]) ? 1 : same_warp ? 0 : 1] = now;
+  for (Stamp& read : word.read) {
+    if (read.tick >= first && read.thread != now.thread) continue;
+    read = now;
+    return;
+  }
+  const bool same_warp = machine.thread(word.read[0].thread).warp == machine.thread(now.thread).warp;
+  word.read[same_warp ? 0 : 1] = now;
 }
 
 void Memory::deliver(const void* pointer, size_t bytes, uint32_t code) {

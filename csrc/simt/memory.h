@@ -83,7 +83,7 @@ class Memory {
   Word& shared_word(uintptr_t address) { return shared_words_[(address - shared_begin()) / 4]; }
   Word& global_word(uintptr_t address);
   void check_shared_range(uintptr_t address, size_t bytes, Access access, uint32_t code);
-  void check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code);
+  bool check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code);
   void touch(Word& word, uint8_t bytes, Access access, uint32_t code, uintptr_t address);
   void record(Word& word, const Stamp& stamp);
   Text describe(uintptr_t address) const;

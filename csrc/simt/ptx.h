@@ -64,24 +64,17 @@ void copy_async_wait() {
 // ---------------------------------------------------------------------------------------------------------------
 inline void load_matrix_x4(uint32_t (&registers)[4], const void* row,
                            SimtWhere where = SimtWhere::current()) {
-  simt::load_matrices<false>(registers, row, where);
+  simt::load_matrices(registers, row, false, where);
 }
 inline void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row,
                                       SimtWhere where = SimtWhere::current()) {
-  simt::load_matrices<true>(registers, row, where);
+  simt::load_matrices(registers, row, true, where);
 }
 template <class Half>
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                  SimtWhere where = SimtWhere::current());
-template <>
-inline void mma_m16n8k16<__half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                 SimtWhere where) {
-  simt::multiply_matrices<__half>(c, a, b, [](__half h) { return __half2float(h); }, where);
-}
-template <>
-inline void mma_m16n8k16<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                        SimtWhere where) {
-  simt::multiply_matrices<__nv_bfloat16>(c, a, b, [](__nv_bfloat16 h) { return __bfloat162float(h); }, where);
+                  SimtWhere where = SimtWhere::current()) {
+  static_assert(std::same_as<Half, __half> || std::same_as<Half, __nv_bfloat16>);
+  simt::multiply_matrices(c, a, b, std::same_as<Half, __nv_bfloat16>, where);
 }
 
 // ---- arithmetic
