@@ -7,7 +7,7 @@ if(NOT TOKENSTEP_SIMT)
 endif()
 
 file(GLOB TOKENSTEP_SIMT_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/simt/*.cpp)
-set(TOKENSTEP_SIMT_KERNELS tests/simt/testing.cpp)  # and others that include .cuh files
+set(TOKENSTEP_SIMT_KERNELS tests/simt/faults.cpp tests/simt/testing.cpp)  # all that include .cuh files
 
 add_library(tokenstep_simt OBJECT ${TOKENSTEP_SIMT_SOURCES})
 target_link_libraries(tokenstep_simt PRIVATE tokenstep_options)

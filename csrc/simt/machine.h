@@ -6,6 +6,7 @@
 // warps and blocks are held back for long random stretches: an evenly random order would keep them in step,
 // and nothing would ever be late.
 #pragma once
+#include <array>
 #include <cstdarg>
 #include <cstdint>
 #include <cstring>
@@ -26,11 +27,14 @@ struct Block;
 struct Warp;
 struct Thread;
 
-// Threads that wait for the rest of their block.
+// Threads that wait for the rest of their block. Number 0 is that of __syncthreads().
 struct Barrier {
   std::vector<Thread*> waiting;
   Where where;
+  uint32_t expected = 0;
+  uint32_t votes = 0, last_votes = 0;  // of those that have come, and of the time before
 };
+constexpr uint32_t kBarriers = 16;
 
 // A cluster's barrier has two halves: a thread arrives, may go on, and waits later for the others to have
 // arrived.
@@ -92,7 +96,7 @@ struct Block {
   uint3 index = {};
   Cluster* cluster = nullptr;
   uint32_t rank = 0;  // in its cluster
-  Barrier barrier;
+  std::array<Barrier, kBarriers> barrier;
   std::vector<Warp> warps;
   uint32_t first_thread = 0, running = 0;
   std::vector<uint32_t>
@@ -142,8 +146,8 @@ class Machine {
   [[noreturn]] void fail_in_signal(const char* what, uintptr_t address);
 
  private:
-  void run_group(const std::vector<uint32_t>& block_numbers);
-  void prepare(const std::vector<uint32_t>& block_numbers);
+  void run_group(uint32_t first_block, uint32_t num_blocks);
+  void prepare(uint32_t first_block, uint32_t num_blocks);
   void retire_ticks();
   void leave();
   void run_next();

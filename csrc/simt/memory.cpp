@@ -51,7 +51,7 @@ void for_each_word(uintptr_t address, size_t bytes, F f) {
 }
 }  // namespace
 
-// ---- the life of a launch
+// ---- the life of a launch ---------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------
 
 void Memory::begin_launch(const LaunchConfig& config) {
@@ -109,7 +109,7 @@ void Memory::forget() {
   page_cache_.clear();
 }
 
-// ---- accesses
+// ---- accesses ---------------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------
 
 void Memory::access(const void* pointer, size_t bytes, Access access, uint32_t code) {
@@ -191,16 +191,16 @@ void Memory::touch(Word& word, uint8_t bytes, Access access, uint32_t code, uint
     return is_recent(stamp) && stamp.thread != me.number && !me.clock.knows(stamp.thread, stamp.tick) &&
            !(is_strong(access) && is_strong(stamp.access));
   };
-  if (is_recent(word.write)) {
-    if (word.write.access == Access::kAsyncWrite)
-      machine.fail("%s of %s at %s before the cp.async that writes there, at %s, has been waited for",
-                   name_of(access), describe(address).chars, code_tag(code).chars,
-                   code_tag(word.write.code).chars);
-    if (access == Access::kNonCoherentRead)
+  if (is_recent(word.write) && word.write.access == Access::kAsyncWrite)
+    machine.fail("%s of %s at %s before the cp.async that writes there, at %s, has been waited for",
+                 name_of(access), describe(address).chars, code_tag(code).chars,
+                 code_tag(word.write.code).chars);
+  for (const Stamp& write : {word.write, word.strong_write}) {
+    if (access == Access::kNonCoherentRead && is_recent(write))
       machine.fail("non-coherent read at %s of %s, which this launch wrote at %s", code_tag(code).chars,
-                   describe(address).chars, code_tag(word.write.code).chars);
+                   describe(address).chars, code_tag(write.code).chars);
+    if (races_with(write)) fail_race(write, access, code, address);
   }
-  if (races_with(word.write)) fail_race(word.write, access, code, address);
   if (is_write(access)) {
     for (const Stamp& read : word.read)
       if (races_with(read)) fail_race(read, access, code, address);
@@ -213,7 +213,7 @@ void Memory::touch(Word& word, uint8_t bytes, Access access, uint32_t code, uint
 void Memory::record(Word& word, const Stamp& now) {
   const uint32_t first = machine.first_tick();
   if (is_write(now.access)) {
-    word.write = now;
+    (is_strong(now.access) ? word.strong_write : word.write) = now;
     if (word.written_in != first) word.written = 0;
     word.written_in = first;
     word.written |= now.bytes;
@@ -221,7 +221,8 @@ void Memory::record(Word& word, const Stamp& now) {
   }
   for (Stamp& read : word.read) {
     if (read.tick >= first && read.thread != now.thread) continue;
-    read = now;
+    const bool says_more = read.tick >= first && !is_strong(read.access) && is_strong(now.access);
+    if (!says_more) read = now;
     return;
   }
   const bool same_warp = machine.thread(word.read[0].thread).warp == machine.thread(now.thread).warp;
@@ -252,7 +253,7 @@ ClockRef* Memory::find_published(const void* address) {
   return found == published_.end() ? nullptr : &found->second;
 }
 
-// ---- messages
+// ---- messages ---------------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------
 
 Text Memory::describe(uintptr_t address) const {
@@ -264,7 +265,7 @@ void Memory::fail_race(const Stamp& before, Access access, uint32_t code, uintpt
   const Thread& other = machine.thread(before.thread);
   const uint3 &block = other.block->index, &index = other.index;
   machine.fail(
-      "race on %s: its %s at %s and a %s by block (%u, %u, %u), thread (%u, %u, %u) at %s are not ordered",
+      "race on %s: its %s at %s and the %s by block (%u, %u, %u), thread (%u, %u, %u) at %s are not ordered",
       describe(address).chars, name_of(access), code_tag(code).chars, name_of(before.access), block.x,
       block.y, block.z, index.x, index.y, index.z, code_tag(before.code).chars);
 }

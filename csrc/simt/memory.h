@@ -42,10 +42,11 @@ struct Stamp {
   Access access = Access::kRead;
 };
 
-// The shadow of one aligned 4-byte word. Of the reads since the last write two are kept, from different warps
-// if any: whoever writes next is then compared with a reader of another warp, and of another lane.
+// The shadow of one aligned 4-byte word. A strong write does not displace a plain one: another strong write
+// conflicts with the plain one alone. Of the reads since the last write two are kept, from different warps if
+// any: whoever writes next is then compared with a reader of another warp, or at least of another lane.
 struct Word {
-  Stamp write, read[2];
+  Stamp write, strong_write, read[2];
   uint32_t written_in = 0;  // first tick of the group that `written` belongs to
   uint8_t written = 0;      // bytes that have a value, as a mask
 };

@@ -21,7 +21,7 @@ void load_noncoherent(const void* from, void* to, size_t bytes) {
   memcpy(to, from, bytes);
 }
 
-// ---- cp.async: what it copies arrives only when it is waited for, so that a missing wait shows
+// ---- cp.async: what it copies arrives only when it is waited for, so that a missing wait shows ------------
 // -----------------------------
 
 void copy_async(void* to, const void* from, size_t bytes, size_t from_bytes) {

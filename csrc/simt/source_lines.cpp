@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <regex>
 
 namespace tokenstep::simt {
@@ -32,11 +33,14 @@ std::string source_line(uint32_t offset) {
 
 std::string with_source_lines(const std::string& message) {
   static const std::regex tag("<code ([0-9]+)>");
+  static std::map<uint32_t, std::string> known;
   std::string text;
   auto rest = message.cbegin();
   for (std::sregex_iterator it(message.begin(), message.end(), tag), end; it != end; ++it) {
     text.append(rest, (*it)[0].first);
-    text += source_line(static_cast<uint32_t>(std::stoul((*it)[1])));
+    const auto offset = static_cast<uint32_t>(std::stoul((*it)[1]));
+    if (!known.contains(offset)) known[offset] = source_line(offset);
+    text += known[offset];
     rest = (*it)[0].second;
   }
   return text.append(rest, message.cend());

@@ -45,7 +45,7 @@ inline void __syncwarp(unsigned mask = ~0u, SimtWhere where = SimtWhere::current
   tokenstep::simt::sync_warp(mask, where);
 }
 
-// ---- shuffles: within segments of `width` lanes
+// ---- shuffles: within segments of `width` lanes -----------------------------------------------------------
 // ---------------------------------------------------------------------
 #define TOKENSTEP_SIMT_SHUFFLE(name, kind, Argument)                                                    \
   template <tokenstep::simt::Shuffled T>                                                                \
@@ -61,7 +61,7 @@ TOKENSTEP_SIMT_SHUFFLE(__shfl_down_sync, kDown, unsigned)
 TOKENSTEP_SIMT_SHUFFLE(__shfl_xor_sync, kXor, int)
 #undef TOKENSTEP_SIMT_SHUFFLE
 
-// ---- votes
+// ---- votes ------------------------------------------------------------------------------------------------
 // ----------------------------------------------------------------------------------------------------------
 inline unsigned __ballot_sync(unsigned mask, int predicate, SimtWhere where = SimtWhere::current()) {
   return tokenstep::simt::ballot("__ballot_sync()", mask, predicate != 0, where);
@@ -78,7 +78,7 @@ unsigned __match_any_sync(unsigned mask, T value, SimtWhere where = SimtWhere::c
   return tokenstep::simt::match_any(mask, tokenstep::simt::to_bits(value), where);
 }
 
-// ---- reductions: sm_80 and later
+// ---- reductions: sm_80 and later --------------------------------------------------------------------------
 // ------------------------------------------------------------------------------------
 #define TOKENSTEP_SIMT_REDUCE(name, T, kind)                                              \
   inline T name(unsigned mask, T value, SimtWhere where = SimtWhere::current()) {         \

@@ -19,7 +19,7 @@ __device__ __forceinline__ int threads() { return static_cast<int>(blockDim.x); 
 __device__ __forceinline__ int global_thread() { return static_cast<int>(blockIdx.x) * threads() + thread(); }
 __device__ __forceinline__ int neighbour() { return (thread() + 1) % threads(); }
 
-// ---- shared memory of one block
+// ---- shared memory of one block ---------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void missing_barrier(Buffers b) {
@@ -95,7 +95,7 @@ __global__ void misaligned(Buffers b) {
       static_cast<int>(*reinterpret_cast<uint64_t*>(shared_ints() + 2 * (thread() % 8) + kFault));
 }
 
-// ---- barriers and warp-wide operations
+// ---- barriers and warp-wide operations --------------------------------------------------------------------
 // --------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void divergent_barrier(Buffers b) {
@@ -139,7 +139,7 @@ __global__ void mask_without_the_caller(Buffers b) {
   b.out[thread()] = static_cast<int>(__ballot_sync(kFault ? 0x7fffffffu : kAllLanes, 1));
 }
 
-// ---- cp.async
+// ---- cp.async ---------------------------------------------------------------------------------------------
 // --------------------------------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void missing_copy_wait(Buffers b) {
@@ -180,7 +180,7 @@ __global__ void copies_in_flight_at_the_end(Buffers b) {
   if (!kFault) copy_async_wait<0>();
 }
 
-// ---- clusters
+// ---- clusters ---------------------------------------------------------------------------------------------
 // ---------------------------------------------------------------------------------------------------------------
 template <bool kFault, int kMissing>
 __device__ __forceinline__ void read_peer(Buffers b) {
@@ -232,7 +232,7 @@ __global__ void cluster_arrival_without_wait(Buffers b) {
   b.out[global_thread()] = 1;
 }
 
-// ---- between the blocks of a grid: cooperative launches
+// ---- between the blocks of a grid: cooperative launches ---------------------------------------------------
 // ------------------------------------------------------------------------ Block 0 writes, sets a flag, and
 // the others read what it wrote.
 template <bool kRelease, bool kAcquire>
@@ -294,7 +294,7 @@ __global__ void race_on_global_memory(Buffers b) {
   }
 }
 
-// ---- global memory
+// ---- global memory ----------------------------------------------------------------------------------------
 // ------------------------------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void global_out_of_bounds(Buffers b) {
@@ -322,7 +322,7 @@ __global__ void null_pointer(Buffers b) {
   *target = 1;
 }
 
-// ---- faults of a single thread
+// ---- faults of a single thread ----------------------------------------------------------------------------
 // ----------------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void division_by_zero(Buffers b) {
