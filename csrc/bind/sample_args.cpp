@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <type_traits>
 
@@ -15,11 +14,6 @@ namespace {
 
 using Int128 = __int128;  // holds every int64 and uint64
 constexpr Int128 kTooLarge = Int128{1} << 100;
-
-std::string class_name_of(nb::handle source) {
-  return nb::cast<std::string>(
-      nb::str(nb::getattr(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr())), "__name__")));
-}
 
 std::string text_of(double value) { return nb::repr(nb::float_(value)).c_str(); }
 std::string text_of(Int128 value) {
@@ -48,10 +42,7 @@ struct Label {
     raise<ValueError>(op, "%s = %s, expected %s", text().c_str(), text_of(value).c_str(), expected);
   }
   [[noreturn]] void reject_type(nb::handle got, const char* expected) const {
-    const std::string name_of_type = class_name_of(got);
-    const char* article = strchr("aeiou", name_of_type[0]) ? "an " : "a ";
-    raise<TypeError>(op, "%s is %s%s, expected %s", text().c_str(), got.is_none() ? "" : article,
-                     got.is_none() ? "None" : name_of_type.c_str(), expected);
+    raise<TypeError>(op, "%s is %s, expected %s", text().c_str(), kind_of(got).c_str(), expected);
   }
 };
 
