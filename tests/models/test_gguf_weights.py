@@ -128,7 +128,7 @@ def test_a_tensor_is_decoded_alike_in_one_piece_and_in_many(rows: int) -> None:
     raw = quants.quantize(np.random.default_rng(0).normal(size=(rows, 4096)).astype(np.float32), kind)
     target = torch.empty(rows, 2, 4096)[:, 1]  # strided
 
-    dequantize_into(raw, kind, "w", target)
+    dequantize_into(raw, kind, target)
 
     assert np.array_equal(target.numpy(), quants.dequantize(raw, kind))
 

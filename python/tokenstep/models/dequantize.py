@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 from torch import Tensor
-
-from tokenstep.models.errors import UnsupportedConfig
 
 PLAIN = {
     GGMLQuantizationType.F32: torch.float32,
@@ -20,30 +20,30 @@ PLAIN = {
 CHUNK = 1 << 17
 
 
-def dequantize_into(raw: NDArray[np.uint8], kind: GGMLQuantizationType, name: str, target: Tensor) -> None:
+def dequantize_into(raw: NDArray[np.uint8], kind: GGMLQuantizationType, target: Tensor) -> None:
     """Decodes `raw` [rows, bytes of a row] into `target` [rows, …], in its dtype and strides.
 
-    No more than a few rows exist beside `target`. Raises UnsupportedConfig, with the tensor's name, for a
-    type that has no code.
+    No more than a few rows exist beside `target`.
     """
     block, size = GGML_QUANT_SIZES[kind]
     step = max(1, CHUNK // (raw.shape[1] // size * block))
     for start in range(0, raw.shape[0], step):
         place = target[start : start + step]
-        place.copy_(dequantize(raw[start : start + step], kind, name).view(place.shape))
+        place.copy_(dequantize(raw[start : start + step], kind).view(place.shape))
 
 
-def dequantize(raw: NDArray[np.uint8], kind: GGMLQuantizationType, name: str) -> Tensor:
-    """The numbers of `raw` [rows, bytes of a row], flat, float32 or the file's own F16 or BF16.
-
-    Raises UnsupportedConfig, with the tensor's name, for a type that has no code.
-    """
+def dequantize(raw: NDArray[np.uint8], kind: GGMLQuantizationType) -> Tensor:
+    """The numbers of `raw` [rows, bytes of a row], flat, float32 or the file's own F16 or BF16."""
     if kind in PLAIN:
         return torch.from_numpy(raw.reshape(-1).copy()).view(PLAIN[kind])
+    return torch.from_numpy(quants.dequantize(raw.reshape(1, -1), kind).reshape(-1))
+
+
+@cache
+def is_decodable(kind: GGMLQuantizationType) -> bool:
+    """Whether there is code for `kind`."""
     try:
-        values = quants.dequantize(raw.reshape(1, -1), kind)
+        quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:
-        raise UnsupportedConfig(
-            f"tokenstep.load: tensor {name!r} has ggml type {kind.name}, which the gguf package can't decode"
-        ) from None
-    return torch.from_numpy(values.reshape(-1))
+        return False
+    return True

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.dequantize import dequantize, dequantize_into
-from tokenstep.models.errors import ModelFileError
-from tokenstep.models.gguf_file import GgufFile
+from tokenstep.models.dequantize import dequantize, dequantize_into, is_decodable
+from tokenstep.models.errors import ModelFileError, UnsupportedConfig
+from tokenstep.models.gguf_file import GgufFile, GgufTensor
 
 NAMES = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
 LAYER_NAMES = {
@@ -58,6 +58,7 @@ class GgufWeights:
                 f"tokenstep.load: {self.source}: {file_name} has shape {list(tensor.shape)}, expected"
                 f" {list(shape)}"
             )
+        _check_kind(tensor, self.source)
         self._unexpected.discard(file_name)
 
     def read_into(self, name: str, target: Tensor) -> None:
@@ -70,7 +71,7 @@ class GgufWeights:
         if target.dim() == 1:
             place = place[None]
         # one row of the target at a time may be a whole head of the file's rows
-        dequantize_into(raw.reshape(place.shape[0], -1), tensor.kind, tensor.name, place)
+        dequantize_into(raw.reshape(place.shape[0], -1), tensor.kind, place)
 
     def unexpected(self) -> Iterable[str]:
         """See TensorSource."""
@@ -95,7 +96,16 @@ def rope_factors(file: GgufFile) -> tuple[float, ...]:
     tensor = file.tensors.get(ROPE_FACTORS)
     if tensor is None:
         return ()
-    return tuple(dequantize(file.raw(tensor), tensor.kind, ROPE_FACTORS).tolist())
+    _check_kind(tensor, file.path.name)
+    return tuple(dequantize(file.raw(tensor), tensor.kind).tolist())
+
+
+def _check_kind(tensor: GgufTensor, source: str) -> None:
+    if not is_decodable(tensor.kind):
+        raise UnsupportedConfig(
+            f"tokenstep.load: {source}: {tensor.name} has ggml type {tensor.kind.name}, which the gguf"
+            " package can't decode"
+        )
 
 
 def gguf_weights_id(file: GgufFile) -> str:

@@ -157,7 +157,7 @@ def _load_folder(
 def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFileError(
-            f"tokenstep.load: {path.name}: the tokenizer has {tokenizer.vocab_size} ids, but the embedding only"
+            f"tokenstep.load: {path.name}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only"
             f" {config.vocab_size} rows"
         )
 
