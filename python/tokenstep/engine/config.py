@@ -14,6 +14,7 @@ SPARE_BLOCKS = 1
 CPU_CACHE_BYTES = 2 << 30
 CPU_CACHE_SHARE = 0.25
 CUDA_CACHE_SHARE = 0.8
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # versions 2 and 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def cache_memory(device: torch.device) -> int:
 
 def _available_memory() -> int:
     """Bytes this process may still take: what the system has, within the limit of its control group."""
-    limits = [_number(Path("/sys/fs/cgroup/memory.max"), "")]
+    limits = [_number(Path(path), "") for path in CGROUP_LIMITS]
     limits.append(_number(Path("/proc/meminfo"), "MemAvailable:") * 1024)
     return min((limit for limit in limits if limit), default=4 * CPU_CACHE_BYTES)
 
