@@ -65,7 +65,7 @@ class CompletionService:
         return run.completion(pieces)
 
     def stream(self, request: CompletionRequest) -> Generator[CompletionChunk]:
-        """The response in chunks. A bad request raises here; closing or dropping the stream ends the request."""
+        """The response in chunks. A bad request raises here; closing or dropping the stream ends it."""
         return self._chunks(self._prepare(request))
 
     def _chunks(self, run: CompletionRun) -> Generator[CompletionChunk]:
