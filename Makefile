@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES := CMakeLists.txt $(shell find cmake csrc -type f)
+SOURCES := CMakeLists.txt $(shell find cmake csrc tests/simt -type f -not -name '*.py')
 export TOKENSTEP_CUDA ?= AUTO
+DEFINES := --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
+  --config-settings=cmake.define.TOKENSTEP_SIMT=ON
+CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
 .DEFAULT_GOAL := help
 .PHONY: help run test build lint types format wheel clean
@@ -28,13 +31,13 @@ build: $(VENV)/.package
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
 format: $(VENV)/.develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 wheel: $(VENV)/.packages
 	$(BIN)/python -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist .
@@ -50,8 +53,7 @@ $(VENV)/.packages: constraints.txt pyproject.toml
 
 # Editable: Python files are used in place; the C++ core is rebuilt when one of its files has changed.
 $(VENV)/.package: $(VENV)/.packages $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
-	  --editable '.[engine]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(DEFINES) --editable '.[engine]'
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.package
@@ -59,6 +61,5 @@ $(VENV)/.model: $(VENV)/.package
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.package
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
-	  --editable '.[engine,bench,dev]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(DEFINES) --editable '.[engine,bench,dev]'
 	@touch $@
