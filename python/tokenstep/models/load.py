@@ -104,7 +104,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    if found is None or found not in DTYPES.values():
         raise ValueError(f"tokenstep.load: dtype = {dtype!r}, expected {one_of(('auto', *DTYPES))}")
     return found
 
@@ -131,6 +131,7 @@ def _load_gguf(
     config = family.gguf_config(GgufModel(fields, shapes, rope_factors(file)))
     weights = GgufWeights(file, config, family.gguf_interleaves_qk)
     tokenizer = load_gguf_tokenizer(fields, config.bos_token_id, config.eos_token_ids)
+    _check_vocabulary(tokenizer, config, path)
     model = build_model(config, weights, dtype, device, progress)
     return LoadedModel(model, tokenizer, config, name, gguf_weights_id(file))
 
@@ -148,8 +149,17 @@ def _load_folder(
         path, post_norms=config.post_norms, tied=config.tie_embeddings, norm_offset=family.hf_norm_offset
     )
     tokenizer = load_tokenizer_json(path / "tokenizer.json", config.bos_token_id, config.eos_token_ids)
+    _check_vocabulary(tokenizer, config, path)
     model = build_model(config, weights, dtype, device, progress)
     return LoadedModel(model, tokenizer, config, name, hf_weights_id(path))
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelFileError(
+            f"tokenstep.load: {path.name}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only"
+            f" {config.vocab_size} rows"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tokenizers import Regex, pre_tokenizers
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """`ignore_merges`: a word that is a token is cut no further. `adds_bos`: unless the file says otherwise."""
+    """`ignore_merges`: a word that is a token is cut no further. `adds_bos`: where the file doesn't say."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
