@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gguf
 import pytest
+import tokenizers
 import torch
 from decoding import greedy
+from published_tokenizers import tokenizer_json
+from texts import texts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenstep.models import LoadedModel, ModelNotFound, load
+from tokenstep.models.gguf_file import GgufFile
 from tokenstep.models.load import find_model
 
 PROMPTS = [
@@ -103,6 +107,26 @@ def test_greedy_tokens_are_those_that_generate_gives(
     generated = reference.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
 
     assert greedy(smollm2.model, [ids], COUNT) == [generated]
+
+
+def test_texts_become_the_ids_of_the_published_tokenizer_and_texts_again(smollm2: LoadedModel) -> None:
+    fields = GgufFile(find_model("smollm2")).metadata
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    special = tuple(token for token, kind in zip(tokens, types, strict=True) if kind == 3)
+    added = [
+        {"id": i, "content": token, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for i, token in enumerate(special)
+    ]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    theirs = tokenizers.Tokenizer.from_str(tokenizer_json("smollm", vocabulary, merges, added))
+
+    all_texts = texts(special)
+    for text, encoding in zip(all_texts, theirs.encode_batch(all_texts), strict=True):
+        ids = smollm2.tokenizer.encode(text)
+        assert ids == encoding.ids, text
+        assert smollm2.tokenizer.decode(ids) == theirs.decode(ids)
 
 
 def test_it_is_the_instruct_model_with_its_end_token(smollm2: LoadedModel) -> None:

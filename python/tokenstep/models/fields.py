@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class Fields:
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
-            or not minimum <= value < float("inf")
+            or not minimum <= value <= sys.float_info.max
         ):
             raise self.wrong(name, f"a number ≥ {minimum:g}")
         return float(value)

@@ -32,6 +32,11 @@ def load_gguf_tokenizer(
         first_space = False
     else:
         first_space = fields.flag("tokenizer.ggml.add_space_prefix", True)
+        # they are looked for in the text itself; older converters spelt their spaces as the vocabulary does
+        tokens = [
+            token.replace("▁", " ") if kind_of == USER_DEFINED else token
+            for token, kind_of in zip(tokens, types, strict=True)
+        ]
         backend, adds_bos = _sentencepiece(fields, tokens, types, scores, first_space), True
     backend.add_tokens(
         [
@@ -85,7 +90,7 @@ def _byte_level(fields: Fields, tokens: Sequence[str]) -> tuple[tokenizers.Token
     except Exception as error:  # tokenizers raises Exception itself
         raise ModelFileError(f"tokenstep.load: {fields.source}: tokenizer.ggml.merges: {error}") from None
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre.build()
+    pre.install(backend)
     return backend, pre.adds_bos
 
 
