@@ -13,6 +13,7 @@ from tokenstep.completions.errors import RequestError
 from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs, prompt_entries
 from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
 from tokenstep.completions.schema import (
+    UNSUPPORTED,
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -24,8 +25,6 @@ from tokenstep.completions.schema import (
 from tokenstep.engine import FailureOutput, Output, PromptOutput, Request
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.sampling import SamplingParams
-
-UNSUPPORTED = ("suffix", "peft")
 
 
 @dataclass(frozen=True)

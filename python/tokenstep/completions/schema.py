@@ -26,6 +26,7 @@ MAX_STOPS = 16
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
+UNSUPPORTED = ("suffix", "peft")  # fields that are refused for now
 SMALLEST_FLOAT32 = 2.0**-149
 LARGEST_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
 

@@ -9,7 +9,7 @@ import torch
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """Zeros. On a CPU the system provides each page when it is first written; `torch.zeros` writes them all."""
+    """Zeros. On a CPU the system provides a page when it is first written; `torch.zeros` writes them all."""
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
