@@ -1,4 +1,4 @@
-"""What ptxas says of every kernel on every architecture of the wheels: registers, stack, spills, shared bytes.
+"""What ptxas reports of every kernel on every architecture: registers, stack, spills, shared memory.
 
     python tests/cuda/compile_report.py [--update]
 
