@@ -175,6 +175,18 @@ def test_a_count_that_the_file_has_no_room_for_takes_no_memory(
     tracemalloc.stop()
 
 
+def test_a_string_longer_than_the_file_is_refused(write: Callable[[bytes], Path], header_only: bytes) -> None:
+    for name, skip in (("a.string", 4), ("a.strings", 16)):
+        with pytest.raises(
+            ModelFileError, match=r"bytes expected at|a string of 4096 bytes at .* reaches over"
+        ):
+            GgufFile(write(patched(header_only, entry(name), "<Q", 4096, skip)))
+    last = header_only.index(entry("w"))  # nothing else would miss the end
+    cut = patched(header_only[:last], entry("a.strings"), "<Q", 4096, 16)
+    with pytest.raises(ModelFileError, match=r"a string of 4096 bytes at .* reaches over the end"):
+        GgufFile(write(cut[:8] + bytes(8) + cut[16:]))
+
+
 def test_arrays_nested_too_deep_are_refused(write: Callable[[bytes], Path], header_only: bytes) -> None:
     nest = struct.pack("<IQ", 9, 1)
     deep = patched(header_only, entry("a.numbers"), "<I", 9) + nest

@@ -96,6 +96,15 @@ def test_an_absent_or_null_field_has_its_default(tmp_path: Path, field: str, val
         assert load(folder).config == whole
 
 
+@pytest.mark.parametrize("name", ["qwen2-window", "gemma2"])
+def test_windows_of_configs_without_layer_types_are_those_of_the_family(tmp_path: Path, name: str) -> None:
+    folder = save_folder(build(name), tmp_path / "tiny")
+    windows = load(folder).config.windows
+    assert set(windows) == {7, None}
+    edit_json(folder / "config.json", layer_types=...)
+    assert load(folder).config.windows == windows
+
+
 def test_what_a_tied_or_older_checkpoint_has_too_much_is_ignored(tmp_path: Path) -> None:
     folder = save_folder(build("llama-tied"), tmp_path / "tied")
     plain = load(folder, dtype="float32")

@@ -24,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "yarn, mscale": YARN | {"mscale": 1.5, "mscale_all_dim": 0.8},
     "yarn, not truncated": YARN | {"truncate": False},
     "yarn, all dimensions in the ramp": YARN | {"beta_fast": 1.0, "beta_slow": 1.0},
+    "yarn, ramp from before the first dimension": YARN | {"beta_fast": 32.0},
+    "yarn, ramp to behind the last dimension": YARN | {"rope_theta": 10.0, "beta_slow": 1e-4},
     "yarn, factor from the context": YARN | {"factor": None},
 }
 

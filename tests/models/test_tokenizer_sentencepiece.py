@@ -172,6 +172,13 @@ def test_spaces_in_user_defined_tokens_may_be_written_either_way(vocabulary: Voc
         assert other.decode(newer.encode(text)) == newer.decode(newer.encode(text))
 
 
+def test_the_name_of_a_byte_in_a_text_does_not_become_the_byte() -> None:
+    ours = Vocabulary([*"▁<0xA>", "<0", "x0", "A>", "<0x0"]).load(add_space_prefix=False)
+    ids = ours.encode("<0x0A>", add_special_tokens=False)
+
+    assert [ours.token_bytes(i) for i in ids] == [b"<0x0", b"A>"]
+
+
 def test_a_vocabulary_without_bytes_gives_the_unknown_token() -> None:
     vocabulary = Vocabulary(["a", "▁"])
     types = [kind if kind != BYTE else 5 for kind in vocabulary.types]
