@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tokenstep as ts
-from conftest import FLOWERS, GERMANY, is_idle, only, texts
+from conftest import FLOWERS, GERMANY, forward_logits, is_idle, only, texts
 from tokenstep.completions.errors import GenerationError, RequestError
 from tokenstep.completions.schema import CompletionChoice
 
@@ -49,16 +49,16 @@ def test_special_tokens_written_in_a_prompt_are_those_tokens(llm: ts.LLM) -> Non
     assert choice.text.startswith(chat)
 
 
-def test_a_long_prompt_is_computed_in_pieces_with_the_same_result(llm: ts.LLM) -> None:
-    ids = llm.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 60)[:600]
-    whole = llm.complete(ids, max_tokens=6, temperature=0, return_token_ids=True)
-    runner = llm.service.engine.config
-    assert len(ids) > runner.prefill_tokens
-    assert (
-        only(whole)
-        .text.strip()
-        .startswith(("The quick", "quick", "brown", "fox", "jumps", "over", "the", "dog"))
-    )
+def test_a_prompt_is_computed_in_pieces_or_at_once_with_the_same_result(llm: ts.LLM) -> None:
+    ids = llm.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 60)[:550]
+    assert len(ids) > llm.service.engine.config.prefill_tokens
+    choice = only(llm.complete(ids, max_tokens=1, temperature=0, logprobs=0, return_token_ids=True))
+    assert choice.token_ids is not None
+    assert choice.logprobs is not None
+    logits = forward_logits(llm, ids)[-1]
+    assert choice.token_ids[0] == logits.argmax()
+    expected = logits.max() - np.logaddexp.reduce(logits)
+    assert choice.logprobs.token_logprobs[0] == pytest.approx(expected, abs=2e-4)
 
 
 class TestEnds:
@@ -203,7 +203,7 @@ class TestRefusals:
         sound = model.logits
 
         def poisoned(hidden: torch.Tensor) -> torch.Tensor:
-            logits = sound(hidden)
+            logits = sound(hidden).clone()
             logits[1:, 5] = float("nan")
             return logits
 

@@ -38,7 +38,7 @@ def added_up(chunks: list[CompletionChunk]) -> dict[int, dict[str, Any]]:
     ],
 )
 def test_a_stream_adds_up_to_the_whole_response(llm: ts.LLM, prompt: Any, params: dict[str, Any]) -> None:
-    params = {"max_tokens": 12, **params}
+    params = {"max_tokens": 8, **params}
     whole = llm.complete(prompt, **params)
     chunks = list(llm.complete(prompt, **params, stream=True))
     for choice in whole.choices:
@@ -86,11 +86,11 @@ def test_a_dropped_stream_frees_its_blocks_and_rows(llm: ts.LLM) -> None:
 
 def test_threads_share_the_batch_and_get_their_own_texts(llm: ts.LLM) -> None:
     prompts = [GERMANY, "1, 2, 3,", "Once upon a time", "The sun is"]
-    alone = texts(llm.complete(prompts, max_tokens=8, temperature=0))
+    alone = texts(llm.complete(prompts, max_tokens=4, temperature=0))
     found: dict[str, str] = {}
 
     def work(prompt: str) -> None:
-        found[prompt] = texts(llm.complete(prompt, max_tokens=8, temperature=0))[0]
+        found[prompt] = texts(llm.complete(prompt, max_tokens=4, temperature=0))[0]
 
     threads = [threading.Thread(target=work, args=(prompt,)) for prompt in prompts]
     for thread in threads:
