@@ -83,10 +83,10 @@ def _complete(request: CompletionRequest, args: argparse.Namespace, max_batch: i
     from tokenstep.models import ModelNotFound
 
     try:
-        llm = LLM(args.model, device=args.device, dtype=args.dtype, max_batch=max_batch)
+        loaded = LLM(args.model, device=args.device, dtype=args.dtype, max_batch=max_batch)
     except ModelNotFound as error:
         raise CommandError(str(error)) from None
-    with llm:
+    with loaded as llm:
         watch = Stopwatch(loading=time.perf_counter() - begin)
         if request.stream:
             usage = _stream(llm.service, request, watch, as_json=args.json)

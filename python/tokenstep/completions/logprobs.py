@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import math
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -90,8 +90,7 @@ def format_logprobs(entries: Iterable[Entry], tokenizer: Tokenizer) -> Logprobs:
     """`entries` in both forms of the schema."""
     formatted = Logprobs()
     for entry in entries:
-        data = tokenizer.token_bytes(entry.token)
-        text = token_text(data)
+        text, data = _spelling(tokenizer.token_bytes(entry.token))
         formatted.tokens.append(text)
         formatted.text_offset.append(entry.offset)
         found = entry.logprobs
@@ -100,20 +99,21 @@ def format_logprobs(entries: Iterable[Entry], tokenizer: Tokenizer) -> Logprobs:
             formatted.top_logprobs.append(None)
             continue
         logprob = finite(found.logprob)
-        top = [
-            _top(tokenizer.token_bytes(token), value)
-            for token, value in zip(found.top_ids, found.top_logprobs, strict=True)
-        ]
+        top: list[TopLogprob] = []
         best: dict[str, float] = {}
-        for candidate in [*top, _top(data, found.logprob)]:
-            best[candidate.token] = max(candidate.logprob, best.get(candidate.token, -math.inf))
+        for token, value in zip(found.top_ids, found.top_logprobs, strict=True):
+            top_text, top_data = _spelling(tokenizer.token_bytes(token))
+            written = finite(value)
+            top.append(TopLogprob(top_text, written, top_data))
+            best[top_text] = max(written, best.get(top_text, LOWEST))
+        best[text] = max(logprob, best.get(text, LOWEST))
         formatted.token_logprobs.append(logprob)
         formatted.top_logprobs.append(best)
-        formatted.content.append(
-            TokenLogprob(token=text, logprob=logprob, bytes=list(data), top_logprobs=top)
-        )
+        formatted.content.append(TokenLogprob(text, logprob, data, top))
     return formatted
 
 
-def _top(data: bytes, logprob: float) -> TopLogprob:
-    return TopLogprob(token=token_text(data), logprob=finite(logprob), bytes=list(data))
+@functools.lru_cache(maxsize=1 << 16)
+def _spelling(data: bytes) -> tuple[str, tuple[int, ...]]:
+    """A token's text, and its bytes as the schema has them."""
+    return token_text(data), tuple(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -232,14 +233,16 @@ class _Response(BaseModel):
         return frozenset()
 
 
-class TopLogprob(BaseModel):
-    """One of the most likely tokens at a place."""
+@dataclass(slots=True)
+class TopLogprob:
+    """One of the most likely tokens at a place. There may be 21 of these a token, so they are kept light."""
 
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: tuple[int, ...]
 
 
+@dataclass(slots=True)
 class TokenLogprob(TopLogprob):
     """The token at a place, and the most likely ones."""
 
