@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := CMakeLists.txt $(shell find cmake csrc tests/simt -type f -not -name '*.py')
 export TOKENSTEP_CUDA ?= AUTO
-DEFINES := --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
-  --config-settings=cmake.define.TOKENSTEP_SIMT=ON
+# The emulator's module is for the tests; it keeps its line numbers, which its messages name.
+BUILD := --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
+  --config-settings=cmake.define.TOKENSTEP_SIMT=ON --config-settings=install.strip=false
 CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
 .DEFAULT_GOAL := help
@@ -53,7 +54,7 @@ $(VENV)/.packages: constraints.txt pyproject.toml
 
 # Editable: Python files are used in place; the C++ core is rebuilt when one of its files has changed.
 $(VENV)/.package: $(VENV)/.packages $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(DEFINES) --editable '.[engine]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(BUILD) --editable '.[engine]'
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.package
@@ -61,5 +62,5 @@ $(VENV)/.model: $(VENV)/.package
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.package
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(DEFINES) --editable '.[engine,bench,dev]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(BUILD) --editable '.[engine,bench,dev]'
 	@touch $@

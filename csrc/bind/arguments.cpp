@@ -9,11 +9,6 @@ namespace {
 
 constexpr Int128 kTooLarge = Int128{1} << 100;
 
-std::string class_name_of(nb::handle source) {
-  return nb::cast<std::string>(
-      nb::str(nb::getattr(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr())), "__name__")));
-}
-
 Int128 from_python_int(PyObject* number) {
   int overflow = 0;
   const long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
@@ -53,10 +48,7 @@ std::string Label::text() const {
 }
 
 void Label::reject_type(nb::handle got, const char* expected) const {
-  const std::string name_of_type = class_name_of(got);
-  const char* article = strchr("aeiou", name_of_type[0]) ? "an " : "a ";
-  raise<TypeError>(op, "%s is %s%s, expected %s", text().c_str(), got.is_none() ? "" : article,
-                   got.is_none() ? "None" : name_of_type.c_str(), expected);
+  raise<TypeError>(op, "%s is %s, expected %s", text().c_str(), kind_of(got).c_str(), expected);
 }
 
 bool is_array(nb::handle source) {

@@ -4,6 +4,7 @@
 
 namespace tokenstep::bind {
 
-void register_simt_testing(nanobind::module_& parent);  // tests/simt/testing.cpp
+void register_simt_testing(nanobind::module_& parent);  // tests/simt
+void register_simt_faults(nanobind::module_& m);
 
 }  // namespace tokenstep::bind

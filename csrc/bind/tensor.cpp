@@ -374,6 +374,13 @@ void* current_stream(int device_type, int device_id) {
                    device_id);
 }
 
+std::string kind_of(nb::handle source) {
+  if (source.is_none()) return "None";
+  const nb::handle type(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr())));
+  const std::string name = nb::cast<std::string>(nb::str(type.attr("__name__")));
+  return (strchr("aeiou", name[0]) ? "an " : "a ") + name;
+}
+
 std::string device_name(int device_type, int device_id) {
   switch (device_type) {
     case kCpu:

@@ -14,7 +14,7 @@
 
 namespace tokenstep::cuda {
 
-// ---- shared memory: all of it is dynamic
+// ---- shared memory: all of it is dynamic ------------------------------------------------------------------
 // --------------------------------------------------------------------------
 extern __shared__ __align__(1024) char dynamic_shared_memory[];
 __device__ __forceinline__ char* shared_memory() { return dynamic_shared_memory; }
@@ -22,7 +22,14 @@ __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// ---- thread-block clusters: sm_90 and later; elsewhere a cluster is one block
+// ---- a barrier of some warps of the block -----------------------------------------------------------------
+// --------------------------------------------------------------------------- `barrier` is 1 to 15, `threads`
+// a multiple of 32: how many meet there.
+__device__ __forceinline__ void sync_warps(uint32_t barrier, uint32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// ---- thread-block clusters: sm_90 and later; elsewhere a cluster is one block -----------------------------
 // ---------------------------------------
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ uint32_t cluster_rank() {
@@ -67,7 +74,7 @@ __device__ __forceinline__ void cluster_sync() {
   cluster_wait();
 }
 
-// ---- flags in global memory, between blocks
+// ---- flags in global memory, between blocks ---------------------------------------------------------------
 // -------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
   uint32_t value;
@@ -79,7 +86,7 @@ __device__ __forceinline__ void store_release(uint32_t* address, uint32_t value)
 }
 __device__ __forceinline__ void spin_pause() { __nanosleep(20); }  // in every loop that waits for a flag
 
-// ---- global memory that is read once
+// ---- global memory that is read once ----------------------------------------------------------------------
 // ---------------------------------------------------------------------------------- 16 bytes that this
 // launch does not write; they leave no trace in L1.
 __device__ __forceinline__ uint4 load_streaming(const void* address) {
@@ -93,7 +100,7 @@ __device__ __forceinline__ void prefetch_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// ---- cp.async: global to shared memory without registers
+// ---- cp.async: global to shared memory without registers --------------------------------------------------
 // -------------------------------------------------------------- 16 bytes, both sides aligned to 16; zeros
 // where not `valid`, and nothing is read then. The thread that copied sees them after copy_async_wait(),
 // others after a barrier behind that.
@@ -109,7 +116,7 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsInFlight) : "memory");
 }
 
-// ---- tensor cores
+// ---- tensor cores -----------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------
 // Four 8x8 matrices of 16-bit values: lane l names row l % 8 of matrix l / 8 (16 bytes of shared memory) and
 // gets, of each matrix, the values 2 * (l % 4) and the next of row l / 4; transposed, of column l / 4.
@@ -145,7 +152,7 @@ __device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&c)[4], const
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ---- arithmetic
+// ---- arithmetic -------------------------------------------------------------------------------------------
 // -----------------------------------------------------------------------------------------------------------
 __device__ __forceinline__ float max_nan(float a, float b) {  // NaN if either is
   float result;

@@ -1,34 +1,56 @@
 // Barriers of blocks and clusters.
-#include <cstring>
-
 #include "simt/device.h"
 #include "simt/machine.h"
 
 namespace tokenstep::simt {
+namespace {
 
-// All threads of the block must come to the same line: CUDA leaves open what happens otherwise.
-void sync_block(Where where) {
-  static constexpr char kWhat[] = "__syncthreads()";
+// Waits until `expected` threads have come; returns how many of them voted yes.
+uint32_t meet(Barrier& barrier, uint32_t expected, bool vote, const char* what, const Where& where) {
   Thread& me = *machine.current;
-  Barrier& barrier = me.block->barrier;
-  if (!barrier.waiting.empty() && !same_place(barrier.where, where)) {
-    const uint3& other = barrier.waiting.front()->index;
-    machine.fail(
-        "divergent barrier: it is at %s in line %u, but thread (%u, %u, %u) waits at the one in line %u",
-        kWhat, where.line(), other.x, other.y, other.z, barrier.where.line());
-  }
-  barrier.where = where;
+  barrier.votes += vote;
   barrier.waiting.push_back(&me);
-  if (barrier.waiting.size() < machine.block_threads()) {
-    machine.park(kWhat, where);
-    return;
+  if (barrier.waiting.size() < expected) {
+    machine.park(what, where);
+    return barrier.last_votes;
   }
   machine.order(barrier.waiting);
   barrier.waiting.pop_back();
   for (Thread* thread : barrier.waiting) machine.resume(thread);
   barrier.waiting.clear();
+  barrier.last_votes = std::exchange(barrier.votes, 0);
   me.where = where;
   machine.yield();
+  return barrier.last_votes;
+}
+
+}  // namespace
+
+// All threads of the block must come to the same line: CUDA leaves open what happens otherwise.
+uint32_t sync_block(const char* what, bool vote, Where where) {
+  Barrier& barrier = machine.current->block->barrier[0];
+  if (!barrier.waiting.empty() && !same_place(barrier.where, where)) {
+    const uint3& other = barrier.waiting.front()->index;
+    machine.fail(
+        "divergent barrier: it is at %s in line %u, but thread (%u, %u, %u) waits at the one in line %u",
+        what, where.line(), other.x, other.y, other.z, barrier.where.line());
+  }
+  barrier.where = where;
+  return meet(barrier, machine.block_threads(), vote, what, where);
+}
+
+void sync_some(uint32_t barrier, uint32_t threads, Where where) {
+  if (barrier == 0 || barrier >= kBarriers)
+    machine.fail("barrier %u in line %u, expected 1 to %u", barrier, where.line(), kBarriers - 1);
+  if (threads == 0 || threads % 32 || threads > machine.block_threads())
+    machine.fail("barrier %u in line %u for %u threads, expected a multiple of 32, at most the block",
+                 barrier, where.line(), threads);
+  Barrier& named = machine.current->block->barrier[barrier];
+  if (!named.waiting.empty() && named.expected != threads)
+    machine.fail("barrier %u in line %u for %u threads, but others wait there for %u", barrier, where.line(),
+                 threads, named.expected);
+  named.expected = threads;
+  meet(named, threads, false, "a named barrier", where);
 }
 
 void arrive_at_cluster(Where where) {

@@ -8,7 +8,6 @@
 #include <memory>  // the library uses __noinline__ as an attribute: it must have been read before the macro below
 
 #include "simt/atomics.h"
-#include "simt/exchange.h"
 #include "simt/half.h"
 #include "simt/vector_types.h"
 #include "simt/warp_intrinsics.h"
@@ -31,9 +30,10 @@ namespace tokenstep::simt {
 [[gnu::const]] dim3 block_dimensions();
 [[gnu::const]] dim3 grid_dimensions();
 
-void sync_block(Where where);
-void arrive_at_cluster(Where where);
-void wait_for_cluster(Where where);
+uint32_t sync_block(const char* what, bool vote, SimtWhere where);  // returns the number of votes
+void sync_some(uint32_t barrier, uint32_t threads, SimtWhere where);
+void arrive_at_cluster(SimtWhere where);
+void wait_for_cluster(SimtWhere where);
 void fence();
 void pause();
 void on_volatile_access(const void* address, bool write);
@@ -45,11 +45,22 @@ void on_volatile_access(const void* address, bool write);
 #define blockDim (::tokenstep::simt::block_dimensions())
 #define gridDim (::tokenstep::simt::grid_dimensions())
 
-inline void __syncthreads(SimtWhere where = SimtWhere::current()) { tokenstep::simt::sync_block(where); }
+inline void __syncthreads(SimtWhere where = SimtWhere::current()) {
+  tokenstep::simt::sync_block("__syncthreads()", false, where);
+}
+inline int __syncthreads_count(int predicate, SimtWhere where = SimtWhere::current()) {
+  return static_cast<int>(tokenstep::simt::sync_block("__syncthreads_count()", predicate != 0, where));
+}
+inline int __syncthreads_or(int predicate, SimtWhere where = SimtWhere::current()) {
+  return tokenstep::simt::sync_block("__syncthreads_or()", predicate != 0, where) != 0;
+}
+inline int __syncthreads_and(int predicate, SimtWhere where = SimtWhere::current()) {
+  return tokenstep::simt::sync_block("__syncthreads_and()", predicate == 0, where) == 0;
+}
 inline void __threadfence() { tokenstep::simt::fence(); }
 inline void __nanosleep(unsigned) { tokenstep::simt::pause(); }
 
-// ---- loads with a cache hint: plain loads here
+// ---- loads with a cache hint: plain loads here ------------------------------------------------------------
 // -------------------------------------------------------------------------
 template <class T>
 T __ldcg(const T* address) {
@@ -60,7 +71,7 @@ T __ldcs(const T* address) {
   return *address;
 }
 
-// ---- bits
+// ---- bits -------------------------------------------------------------------------------------------------
 // -----------------------------------------------------------------------------------------------------------------
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __popcll(unsigned long long x) { return std::popcount(x); }
@@ -99,7 +110,7 @@ inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 
-// ---- fp32, each operation rounded once (the emulator is built with -ffp-contract=off)
+// ---- fp32, each operation rounded once (the emulator is built with -ffp-contract=off) ---------------------
 // ---------------------------------------
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

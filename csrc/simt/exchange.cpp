@@ -22,7 +22,7 @@ void exchange(uint32_t mask, void* record, Combine combine, const Operation& ope
     mine->mask = mask;
     mine->what = operation.name;
     mine->where = operation.where;
-  } else if (std::strcmp(mine->what, operation.name) || !same_place(mine->where, operation.where)) {
+  } else if (!same_text(mine->what, operation.name) || !same_place(mine->where, operation.where)) {
     machine.fail(
         "divergent warp: lane %u is at %s in line %u, but other lanes of its mask 0x%08x are at %s in line "
         "%u",
@@ -42,18 +42,13 @@ void exchange(uint32_t mask, void* record, Combine combine, const Operation& ope
   if (operation.orders_memory) {
     Thread* threads[32];
     size_t count = 0;
-    for (uint32_t lane = 0; lane < 32; ++lane)
-      if (mask >> lane & 1) threads[count++] = warp.lane[lane];
+    for (uint32_t lanes = mask; lanes; lanes &= lanes - 1) threads[count++] = warp.lane[__builtin_ctz(lanes)];
     machine.order({threads, count});
   }
-  for (uint32_t lane = 0; lane < 32; ++lane)
-    if (mask >> lane & 1 && lane != me.lane) machine.resume(warp.lane[lane]);
+  for (uint32_t others = mask & ~(1u << me.lane); others; others &= others - 1)
+    machine.resume(warp.lane[__builtin_ctz(others)]);
   me.where = operation.where;
   machine.yield();
-}
-
-void fail_shuffle(uint32_t lane, uint32_t source, uint32_t mask) {
-  machine.fail("shuffle: lane %u reads lane %u, which is not in the mask 0x%08x", lane, source, mask);
 }
 
 }  // namespace tokenstep::simt

@@ -3,19 +3,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <new>
-
-#ifndef __x86_64__
-#include <ucontext.h>
-#endif
 
 namespace tokenstep::simt {
 
 #ifdef __x86_64__
 // swapcontext() makes a system call for the signal mask at each switch; what the calling convention lets a
 // function destroy need not be saved, so six registers and the stack pointer are all.
-extern "C" void tokenstep_simt_switch(void** from, void* to);
 asm(R"(
 .text
 .hidden tokenstep_simt_switch
@@ -40,44 +34,23 @@ tokenstep_simt_switch:
 .size tokenstep_simt_switch, .-tokenstep_simt_switch
 )");
 
-struct Context::Registers {
-  void* stack_pointer = nullptr;
-};
-
 void Context::start(char* low, size_t bytes, void (*entry)()) {
   void** top = reinterpret_cast<void**>(low + bytes);  // a multiple of 16
   *--top = nullptr;                                    // the return address of `entry`, for debuggers
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
-  registers_->stack_pointer = top;
+  stack_pointer_ = top;
 }
 
-void Context::switch_to(Context& from, Context& to) {
-  tokenstep_simt_switch(&from.registers_->stack_pointer, to.registers_->stack_pointer);
-}
 #else
-struct Context::Registers {
-  ucontext_t context;
-};
-
 void Context::start(char* low, size_t bytes, void (*entry)()) {
-  ucontext_t& context = registers_->context;
-  getcontext(&context);
-  context.uc_stack.ss_sp = low;
-  context.uc_stack.ss_size = bytes;
-  context.uc_link = nullptr;
-  makecontext(&context, entry, 0);
-}
-
-void Context::switch_to(Context& from, Context& to) {
-  swapcontext(&from.registers_->context, &to.registers_->context);
+  getcontext(&context_);
+  context_.uc_stack.ss_sp = low;
+  context_.uc_stack.ss_size = bytes;
+  context_.uc_link = nullptr;
+  makecontext(&context_, entry, 0);
 }
 #endif
-
-Context::Context() : registers_(std::make_unique<Registers>()) {}
-Context::~Context() = default;
-Context::Context(Context&&) noexcept = default;
-Context& Context::operator=(Context&&) noexcept = default;
 
 namespace {
 constexpr size_t kPage = 4096;

@@ -4,26 +4,37 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
 
 namespace tokenstep::simt {
+
+#ifdef __x86_64__
+extern "C" void tokenstep_simt_switch(void** from, void* to);
+#endif
 
 // A suspended flow of control: a fiber's, or that of the host thread that runs the fibers.
 class Context {
  public:
-  Context();
-  ~Context();
-  Context(Context&&) noexcept;
-  Context& operator=(Context&&) noexcept;
-
   // The next switch to this context calls `entry` on the stack [low, low + bytes). `entry` must never return.
   void start(char* low, size_t bytes, void (*entry)());
+
   // Suspends the flow of control that calls it in `from` and resumes `to`.
-  static void switch_to(Context& from, Context& to);
+#ifdef __x86_64__
+  static void switch_to(Context& from, Context& to) {
+    tokenstep_simt_switch(&from.stack_pointer_, to.stack_pointer_);
+  }
 
  private:
-  struct Registers;
-  std::unique_ptr<Registers> registers_;
+  void* stack_pointer_ = nullptr;  // the registers lie on the stack
+#else
+  static void switch_to(Context& from, Context& to) { swapcontext(&from.context_, &to.context_); }
+
+ private:
+  ucontext_t context_;
+#endif
 };
 
 // Stacks for many fibers, in one range of addresses; below each lies a page that nobody may touch.

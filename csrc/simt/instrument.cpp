@@ -55,8 +55,9 @@ void __tsan_read_range(void* p, size_t bytes) {
 void __tsan_write_range(void* p, size_t bytes) {
   access(p, bytes, Access::kWrite, false, __builtin_return_address(0));
 }
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
+// Host code: virtual tables of objects that live across a launch, and the entry into functions and modules.
+void __tsan_vptr_update(void*, void*) {}
+void __tsan_vptr_read(void*) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

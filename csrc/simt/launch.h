@@ -35,7 +35,9 @@ struct LaunchConfig {
   size_t shared_bytes = 0;
   uint32_t cluster = 1;      // blocks along x that share a cluster
   bool cooperative = false;  // all blocks run together, and may wait for one another
-  uint64_t seed = 0;         // of the order in which threads run
+  uint32_t together =
+      1;              // otherwise, as many do, or a cluster if that is more; the rest follow, in any order
+  uint64_t seed = 0;  // of the order in which threads run
   // The kernel may access no global memory but this, if any is given.
   std::vector<Buffer> buffers = {};
 };

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <map>
 #include <mutex>
-#include <numeric>
 
 #include "simt/memory.h"
 #include "simt/signals.h"
@@ -21,17 +20,24 @@ constexpr size_t kMaxSharedBytes = 227 << 10;  // of a block on sm_90
 constexpr uint32_t kLastTick = 1u << 31;
 constexpr uint64_t kMaxIdleYields = 1 << 22;  // more than any thread is held back
 
+uint32_t count(const dim3& dim) { return dim.x * dim.y * dim.z; }
+
+// Blocks that run together: whole clusters.
+uint32_t group_blocks(const LaunchConfig& config) {
+  if (config.cooperative) return count(config.grid);
+  return std::max(1u, config.together / config.cluster) * config.cluster;
+}
+
 void check_config(const LaunchConfig& config) {
   const auto refuse = [&](const char* why) { throw Error("simt: kernel " + config.name + ": " + why); };
-  const uint64_t threads = uint64_t{config.block.x} * config.block.y * config.block.z;
-  const uint64_t blocks = uint64_t{config.grid.x} * config.grid.y * config.grid.z;
+  const uint32_t threads = count(config.block);
   if (threads == 0 || threads > kMaxBlockThreads) refuse("a block must have 1 to 1024 threads");
-  if (blocks == 0) refuse("the grid is empty");
+  if (count(config.grid) == 0) refuse("the grid is empty");
   if (config.shared_bytes > kMaxSharedBytes) refuse("more than 227 KB of shared memory");
   if (config.cluster == 0 || config.cluster > 16) refuse("a cluster must have 1 to 16 blocks");
   if (config.grid.x % config.cluster) refuse("the grid's width is not a multiple of the cluster's");
-  const uint64_t group = threads * (config.cooperative ? blocks : config.cluster);
-  if (group > kMaxGroupThreads) refuse("more than 65536 threads would have to run together");
+  if (uint64_t{threads} * std::min(group_blocks(config), count(config.grid)) > kMaxGroupThreads)
+    refuse("more than 65536 threads would have to run together");
 }
 
 uint3 position(uint32_t number, const dim3& in) {
@@ -55,15 +61,12 @@ void Machine::run(const LaunchConfig& config, const Kernel& kernel) {
   const SignalGuard signals;
   memory.begin_launch(config);
 
-  const uint32_t num_blocks = config.grid.x * config.grid.y * config.grid.z;
-  const uint32_t group_blocks = config.cooperative ? num_blocks : config.cluster;
-  std::vector<uint32_t> order(num_blocks / group_blocks);
-  std::iota(order.begin(), order.end(), 0);
-  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
-  for (const uint32_t group : order) {
-    std::vector<uint32_t> numbers(group_blocks);
-    std::iota(numbers.begin(), numbers.end(), group * group_blocks);
-    run_group(numbers);
+  const uint32_t num_blocks = count(config.grid), group = group_blocks(config);
+  std::vector<uint32_t> starts;
+  for (uint32_t block = 0; block < num_blocks; block += group) starts.push_back(block);
+  for (size_t i = starts.size(); i > 1; --i) std::swap(starts[i - 1], starts[random_below(i)]);
+  for (const uint32_t start : starts) {
+    run_group(start, std::min(group, num_blocks - start));
     if (!error_.empty()) break;
   }
   memory.end_launch();
@@ -71,15 +74,15 @@ void Machine::run(const LaunchConfig& config, const Kernel& kernel) {
   if (!error_.empty()) throw Error(with_source_lines(error_));
 }
 
-void Machine::prepare(const std::vector<uint32_t>& block_numbers) {
+void Machine::prepare(uint32_t first_block, uint32_t num_blocks) {
   const uint32_t block_threads = this->block_threads();
-  num_threads_ = unfinished_ = block_numbers.size() * block_threads;
+  num_threads_ = unfinished_ = num_blocks * block_threads;
   if (threads_.size() < num_threads_) {
     threads_.resize(num_threads_);
     stacks_.reserve(num_threads_);
   }
-  blocks_.assign(block_numbers.size(), {});
-  clusters_.assign(block_numbers.size() / config_->cluster, {});
+  blocks_.assign(num_blocks, {});
+  clusters_.assign(num_blocks / config_->cluster, {});
   ready_.clear();
   held_.clear();
   hold_left_ = 0;
@@ -91,7 +94,7 @@ void Machine::prepare(const std::vector<uint32_t>& block_numbers) {
   for (uint32_t b = 0; b < blocks_.size(); ++b) {
     Block& block = blocks_[b];
     block.number = b;
-    block.index = position(block_numbers[b], grid_dim);
+    block.index = position(first_block + b, grid_dim);
     block.cluster = &clusters_[b / config_->cluster];
     block.rank = b % config_->cluster;
     block.cluster->blocks.push_back(&block);
@@ -101,9 +104,7 @@ void Machine::prepare(const std::vector<uint32_t>& block_numbers) {
     for (uint32_t t = 0; t < block_threads; ++t) {
       Thread& thread = threads_[block.first_thread + t];
       Warp& warp = block.warps[t / kWarp];
-      Context context = std::move(thread.context);
       thread = {};
-      thread.context = std::move(context);
       thread.number = block.first_thread + t;
       thread.lane = t % kWarp;
       thread.index = position(t, block_dim);
@@ -136,8 +137,8 @@ void Machine::retire_ticks() {
   first_tick_ = 1;
 }
 
-void Machine::run_group(const std::vector<uint32_t>& block_numbers) {
-  prepare(block_numbers);
+void Machine::run_group(uint32_t first_block, uint32_t num_blocks) {
+  prepare(first_block, num_blocks);
   current = next();
   Context::switch_to(host_, current->context);
   current = nullptr;
@@ -162,7 +163,7 @@ void Machine::leave() {
   run_next();
 }
 
-// ---- who runs next
+// ---- who runs next ----------------------------------------------------------------------------------------
 // ------------------------------------------------------------------------------------------------
 
 void Machine::hold_back() {
@@ -172,7 +173,7 @@ void Machine::hold_back() {
   hold_begin_ = hold_end_ = 0;
   const uint64_t what = random() % 3;
   if (what == 0) return;
-  const Thread& some = threads_[random() % num_threads_];
+  const Thread& some = threads_[random_below(num_threads_)];
   hold_begin_ = what == 1 ? some.block->first_thread : some.number - some.lane;
   hold_end_ = hold_begin_ + (what == 1 ? block_threads() : kWarp);
 }
@@ -185,7 +186,7 @@ Thread* Machine::next() {
       hold_back();
       hold_end_ = hold_begin_;  // nobody else can run
     }
-    Thread*& chosen = ready_[random() % ready_.size()];
+    Thread*& chosen = ready_[random_below(ready_.size())];
     Thread* const thread = chosen;
     chosen = ready_.back();
     ready_.pop_back();
@@ -246,7 +247,7 @@ void Machine::order(std::span<Thread* const> threads) {
   }
 }
 
-// ---- errors
+// ---- errors -----------------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------
 
 // Leaves the fiber for good. Nothing on a fiber's stack owns anything: neither device code nor the emulator

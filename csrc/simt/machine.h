@@ -6,6 +6,7 @@
 // warps and blocks are held back for long random stretches: an evenly random order would keep them in step,
 // and nothing would ever be late.
 #pragma once
+#include <array>
 #include <cstdarg>
 #include <cstdint>
 #include <cstring>
@@ -26,11 +27,14 @@ struct Block;
 struct Warp;
 struct Thread;
 
-// Threads that wait for the rest of their block.
+// Threads that wait for the rest of their block. Number 0 is that of __syncthreads().
 struct Barrier {
   std::vector<Thread*> waiting;
   Where where;
+  uint32_t expected = 0;
+  uint32_t votes = 0, last_votes = 0;  // of those that have come, and of the time before
 };
+constexpr uint32_t kBarriers = 16;
 
 // A cluster's barrier has two halves: a thread arrives, may go on, and waits later for the others to have
 // arrived.
@@ -92,7 +96,7 @@ struct Block {
   uint3 index = {};
   Cluster* cluster = nullptr;
   uint32_t rank = 0;  // in its cluster
-  Barrier barrier;
+  std::array<Barrier, kBarriers> barrier;
   std::vector<Warp> warps;
   uint32_t first_thread = 0, running = 0;
   std::vector<uint32_t>
@@ -113,6 +117,7 @@ class Machine {
     random_ ^= random_ >> 7;
     return random_ ^= random_ << 17;
   }
+  size_t random_below(size_t n) { return static_cast<size_t>((random() >> 32) * n >> 32); }
   void yield(bool waits_for_others = false);  // lets others run; true: in a loop that waits for a change
   void maybe_yield();         // sometimes: where another thread's access might come in between
   void maybe_wait_in_loop();  // the same at a load that may be polling
@@ -141,8 +146,8 @@ class Machine {
   [[noreturn]] void fail_in_signal(const char* what, uintptr_t address);
 
  private:
-  void run_group(const std::vector<uint32_t>& block_numbers);
-  void prepare(const std::vector<uint32_t>& block_numbers);
+  void run_group(uint32_t first_block, uint32_t num_blocks);
+  void prepare(uint32_t first_block, uint32_t num_blocks);
   void retire_ticks();
   void leave();
   void run_next();
@@ -175,9 +180,9 @@ class Machine {
 extern Machine machine;
 
 std::string location(const Where& where);  // "file:line"
+inline bool same_text(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
 inline bool same_place(const Where& a, const Where& b) {
-  return a.line() == b.line() &&
-         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+  return a.line() == b.line() && same_text(a.file_name(), b.file_name());
 }
 
 }  // namespace tokenstep::simt

@@ -51,7 +51,7 @@ void for_each_word(uintptr_t address, size_t bytes, F f) {
 }
 }  // namespace
 
-// ---- the life of a launch
+// ---- the life of a launch ---------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------
 
 void Memory::begin_launch(const LaunchConfig& config) {
@@ -109,7 +109,7 @@ void Memory::forget() {
   page_cache_.clear();
 }
 
-// ---- accesses
+// ---- accesses ---------------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------
 
 void Memory::access(const void* pointer, size_t bytes, Access access, uint32_t code) {
@@ -119,7 +119,7 @@ void Memory::access(const void* pointer, size_t bytes, Access access, uint32_t c
     for_each_word(address, bytes,
                   [&](uintptr_t at, uint8_t mask) { touch(shared_word(at), mask, access, code, at); });
   } else if (!machine.stacks().contains(address) && !in_module(address) && !machine.is_argument(address)) {
-    check_buffers(address, bytes, access, code);
+    if (!check_buffers(address, bytes, access, code)) return;
     for_each_word(address, bytes,
                   [&](uintptr_t at, uint8_t mask) { touch(global_word(at), mask, access, code, at); });
   }
@@ -151,20 +151,24 @@ void Memory::check_shared_range(uintptr_t address, size_t bytes, Access access, 
   block.remote_access[me.number] = me.clock.tick;
 }
 
-void Memory::check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code) {
-  if (buffers_.empty()) return;
+// Whether the memory may be written: if nobody may, there are no races to look for.
+bool Memory::check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code) {
+  if (buffers_.empty()) return true;
   auto after = std::upper_bound(
       buffers_.begin(), buffers_.end(), address,
       [](uintptr_t at, const Buffer& buffer) { return at < reinterpret_cast<uintptr_t>(buffer.data); });
   const Buffer* buffer = after == buffers_.begin() ? nullptr : &*--after;
   const uintptr_t offset = buffer ? address - reinterpret_cast<uintptr_t>(buffer->data) : 0;
-  if (!buffer || offset + bytes > buffer->bytes)
-    machine.fail("%s out of bounds: %zu bytes at %p, %zu past the start of a buffer of %zu bytes, at %s",
-                 name_of(access), bytes, reinterpret_cast<void*>(address), offset, buffer ? buffer->bytes : 0,
-                 code_tag(code).chars);
+  if (!buffer)
+    machine.fail("%s out of bounds: address 0x%zx is in no buffer of the launch, at %s", name_of(access),
+                 address, code_tag(code).chars);
+  if (offset + bytes > buffer->bytes)
+    machine.fail("%s out of bounds: bytes %zu to %zu of a buffer of %zu bytes, at %s", name_of(access),
+                 offset, offset + bytes - 1, buffer->bytes, code_tag(code).chars);
   if (is_write(access) && !buffer->writable)
     machine.fail("%s to a read-only buffer, byte %zu of %zu, at %s", name_of(access), offset, buffer->bytes,
                  code_tag(code).chars);
+  return buffer->writable;
 }
 
 Word& Memory::global_word(uintptr_t address) {
@@ -187,16 +191,16 @@ void Memory::touch(Word& word, uint8_t bytes, Access access, uint32_t code, uint
     return is_recent(stamp) && stamp.thread != me.number && !me.clock.knows(stamp.thread, stamp.tick) &&
            !(is_strong(access) && is_strong(stamp.access));
   };
-  if (is_recent(word.write)) {
-    if (word.write.access == Access::kAsyncWrite)
-      machine.fail("%s of %s at %s before the cp.async that writes there, at %s, has been waited for",
-                   name_of(access), describe(address).chars, code_tag(code).chars,
-                   code_tag(word.write.code).chars);
-    if (access == Access::kNonCoherentRead)
+  if (is_recent(word.write) && word.write.access == Access::kAsyncWrite)
+    machine.fail("%s of %s at %s before the cp.async that writes there, at %s, has been waited for",
+                 name_of(access), describe(address).chars, code_tag(code).chars,
+                 code_tag(word.write.code).chars);
+  for (const Stamp& write : {word.write, word.strong_write}) {
+    if (access == Access::kNonCoherentRead && is_recent(write))
       machine.fail("non-coherent read at %s of %s, which this launch wrote at %s", code_tag(code).chars,
-                   describe(address).chars, code_tag(word.write.code).chars);
+                   describe(address).chars, code_tag(write.code).chars);
+    if (races_with(write)) fail_race(write, access, code, address);
   }
-  if (races_with(word.write)) fail_race(word.write, access, code, address);
   if (is_write(access)) {
     for (const Stamp& read : word.read)
       if (races_with(read)) fail_race(read, access, code, address);
@@ -209,16 +213,20 @@ void Memory::touch(Word& word, uint8_t bytes, Access access, uint32_t code, uint
 void Memory::record(Word& word, const Stamp& now) {
   const uint32_t first = machine.first_tick();
   if (is_write(now.access)) {
-    word.write = now;
+    (is_strong(now.access) ? word.strong_write : word.write) = now;
     if (word.written_in != first) word.written = 0;
     word.written_in = first;
     word.written |= now.bytes;
     return;
   }
-  const auto replaceable = [&](const Stamp& read) { return read.tick < first || read.thread == now.thread; };
-  auto& read = word.read;
-  const bool same_warp = machine.thread(read[0].thread).warp == machine.thread(now.thread).warp;
-  read[replaceable(read[0]) ? 0 : replaceable(read[1]) ? 1 : same_warp ? 0 : 1] = now;
+  for (Stamp& read : word.read) {
+    if (read.tick >= first && read.thread != now.thread) continue;
+    const bool says_more = read.tick >= first && !is_strong(read.access) && is_strong(now.access);
+    if (!says_more) read = now;
+    return;
+  }
+  const bool same_warp = machine.thread(word.read[0].thread).warp == machine.thread(now.thread).warp;
+  word.read[same_warp ? 0 : 1] = now;
 }
 
 void Memory::deliver(const void* pointer, size_t bytes, uint32_t code) {
@@ -245,7 +253,7 @@ ClockRef* Memory::find_published(const void* address) {
   return found == published_.end() ? nullptr : &found->second;
 }
 
-// ---- messages
+// ---- messages ---------------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------
 
 Text Memory::describe(uintptr_t address) const {
@@ -257,7 +265,7 @@ void Memory::fail_race(const Stamp& before, Access access, uint32_t code, uintpt
   const Thread& other = machine.thread(before.thread);
   const uint3 &block = other.block->index, &index = other.index;
   machine.fail(
-      "race on %s: its %s at %s and a %s by block (%u, %u, %u), thread (%u, %u, %u) at %s are not ordered",
+      "race on %s: its %s at %s and the %s by block (%u, %u, %u), thread (%u, %u, %u) at %s are not ordered",
       describe(address).chars, name_of(access), code_tag(code).chars, name_of(before.access), block.x,
       block.y, block.z, index.x, index.y, index.z, code_tag(before.code).chars);
 }

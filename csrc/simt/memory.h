@@ -42,10 +42,11 @@ struct Stamp {
   Access access = Access::kRead;
 };
 
-// The shadow of one aligned 4-byte word. Of the reads since the last write two are kept, from different warps
-// if any: whoever writes next is then compared with a reader of another warp, and of another lane.
+// The shadow of one aligned 4-byte word. A strong write does not displace a plain one: another strong write
+// conflicts with the plain one alone. Of the reads since the last write two are kept, from different warps if
+// any: whoever writes next is then compared with a reader of another warp, or at least of another lane.
 struct Word {
-  Stamp write, read[2];
+  Stamp write, strong_write, read[2];
   uint32_t written_in = 0;  // first tick of the group that `written` belongs to
   uint8_t written = 0;      // bytes that have a value, as a mask
 };
@@ -83,7 +84,7 @@ class Memory {
   Word& shared_word(uintptr_t address) { return shared_words_[(address - shared_begin()) / 4]; }
   Word& global_word(uintptr_t address);
   void check_shared_range(uintptr_t address, size_t bytes, Access access, uint32_t code);
-  void check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code);
+  bool check_buffers(uintptr_t address, size_t bytes, Access access, uint32_t code);
   void touch(Word& word, uint8_t bytes, Access access, uint32_t code, uintptr_t address);
   void record(Word& word, const Stamp& stamp);
   Text describe(uintptr_t address) const;

@@ -21,15 +21,7 @@ void load_noncoherent(const void* from, void* to, size_t bytes) {
   memcpy(to, from, bytes);
 }
 
-void check_matrix_row(const void* address) {
-  const uint32_t code = code_offset(__builtin_return_address(0));
-  if (!memory.is_shared(reinterpret_cast<uintptr_t>(address)))
-    machine.fail("ldmatrix of memory that is not shared, at %s", code_tag(code).chars);
-  memory.expect_aligned(address, 16, code);
-  memory.access(address, 16, Access::kRead, code);
-}
-
-// ---- cp.async: what it copies arrives only when it is waited for, so that a missing wait shows
+// ---- cp.async: what it copies arrives only when it is waited for, so that a missing wait shows ------------
 // -----------------------------
 
 void copy_async(void* to, const void* from, size_t bytes, size_t from_bytes) {

@@ -22,7 +22,12 @@ namespace tokenstep::cuda {
 
 inline char* shared_memory() { return simt::shared_memory(); }
 
-// ---- clusters
+// ---- barriers of some warps -------------------------------------------------------------------------------
+inline void sync_warps(uint32_t barrier, uint32_t threads, SimtWhere where = SimtWhere::current()) {
+  simt::sync_some(barrier, threads, where);
+}
+
+// ---- clusters ---------------------------------------------------------------------------------------------
 // ---------------------------------------------------------------------------------------------------------------
 inline uint32_t cluster_rank() { return simt::cluster_rank(); }
 inline uint32_t cluster_size() { return simt::cluster_size(); }
@@ -37,7 +42,7 @@ T* map_to_peer(T* pointer, uint32_t rank) {
   return reinterpret_cast<T*>(simt::peer(pointer, rank));
 }
 
-// ---- global memory
+// ---- global memory ----------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------------
 inline uint32_t load_acquire(const uint32_t* address) { return simt::load_acquire(address); }
 inline void store_release(uint32_t* address, uint32_t value) { simt::store_release(address, value); }
@@ -49,7 +54,7 @@ inline uint4 load_streaming(const void* address) {
 }
 inline void prefetch_l2(const void*) {}
 
-// ---- cp.async
+// ---- cp.async ---------------------------------------------------------------------------------------------
 // ---------------------------------------------------------------------------------------------------------------------
 inline void copy_async_16(void* shared, const void* global, bool valid = true) {
   simt::copy_async(shared, global, 16, valid ? 16 : 0);
@@ -60,31 +65,24 @@ void copy_async_wait() {
   simt::wait_for_copies(kGroupsInFlight);
 }
 
-// ---- tensor cores
+// ---- tensor cores -----------------------------------------------------------------------------------------
 // ---------------------------------------------------------------------------------------------------------------
 inline void load_matrix_x4(uint32_t (&registers)[4], const void* row,
                            SimtWhere where = SimtWhere::current()) {
-  simt::load_matrices<false>(registers, row, where);
+  simt::load_matrices(registers, row, false, where);
 }
 inline void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row,
                                       SimtWhere where = SimtWhere::current()) {
-  simt::load_matrices<true>(registers, row, where);
+  simt::load_matrices(registers, row, true, where);
 }
 template <class Half>
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                  SimtWhere where = SimtWhere::current());
-template <>
-inline void mma_m16n8k16<__half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                 SimtWhere where) {
-  simt::multiply_matrices<__half>(c, a, b, [](__half h) { return __half2float(h); }, where);
-}
-template <>
-inline void mma_m16n8k16<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                        SimtWhere where) {
-  simt::multiply_matrices<__nv_bfloat16>(c, a, b, [](__nv_bfloat16 h) { return __bfloat162float(h); }, where);
+                  SimtWhere where = SimtWhere::current()) {
+  static_assert(std::same_as<Half, __half> || std::same_as<Half, __nv_bfloat16>);
+  simt::multiply_matrices(c, a, b, std::same_as<Half, __nv_bfloat16>, where);
 }
 
-// ---- arithmetic
+// ---- arithmetic -------------------------------------------------------------------------------------------
 // -----------------------------------------------------------------------------------------------------------------
 inline float max_nan(float a, float b) {
   if (a != a || b != b) return __uint_as_float(0x7fffffff);

