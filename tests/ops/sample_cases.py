@@ -7,6 +7,7 @@ import numpy as np
 
 from tokenstep import _native
 from tokenstep.reference import sampling as reference
+from tokenstep.sampling import SamplingParams
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -201,6 +202,28 @@ def random_case(rng, dtype, vocab_size, num_rows, kinds=None):
         a["logprobs"] = int(rng.choice([0, 1, 5, 20]))
         a["logprobs_mode"] = str(rng.choice(["raw", "processed"]))
     return Case(logits, exact, a)
+
+
+def random_params(rng, vocab_size):
+    """SamplingParams of one request, most of them off."""
+
+    def maybe(value, chance=0.5):
+        return value if rng.random() < chance else None
+
+    bias = {int(i): float(rng.normal() * 3) for i in rng.integers(0, vocab_size, rng.integers(0, 12))}
+    chosen = {
+        "temperature": maybe(rng.choice([0.0, 0.7, 1.5])),
+        "top_k": maybe(int(rng.integers(0, vocab_size))),
+        "top_p": maybe(rng.random()),
+        "min_p": maybe(0.02, 0.3),
+        "repetition_penalty": maybe(rng.choice([1.3, 0.8]), 0.4),
+        "presence_penalty": maybe(rng.normal(), 0.4),
+        "frequency_penalty": maybe(rng.normal(), 0.4),
+        "logit_bias": maybe(bias),
+        "substream": maybe(int(rng.integers(0, 1 << 32))),
+        "logprobs": maybe(int(rng.integers(0, 6))),
+    }
+    return SamplingParams(seed=int(rng.integers(-9, 9)), **{k: v for k, v in chosen.items() if v is not None})
 
 
 def as_numpy(output):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sample_cases import array_of, assert_same, bitmask, history, row_of, same_floats
+from sample_cases import array_of, assert_same, bitmask, history, random_params, row_of, same_floats
 
 from tokenstep import sampling as ts
 
@@ -63,28 +63,6 @@ def assert_row(out, b, want, width):
     assert same_floats(out.top_logprobs[b].copy(), padded).all()
 
 
-def random_params(rng):
-    def maybe(value, chance=0.5):
-        return value if rng.random() < chance else None
-
-    bias = {int(i): float(rng.normal() * 3) for i in rng.integers(0, VOCAB, rng.integers(0, 12))}
-    chosen = {
-        "temperature": maybe(rng.choice([0.0, 0.7, 1.5])),
-        "top_k": maybe(int(rng.integers(0, VOCAB))),
-        "top_p": maybe(rng.random()),
-        "min_p": maybe(0.02, 0.3),
-        "repetition_penalty": maybe(rng.choice([1.3, 0.8]), 0.4),
-        "presence_penalty": maybe(rng.normal(), 0.4),
-        "frequency_penalty": maybe(rng.normal(), 0.4),
-        "logit_bias": maybe(bias),
-        "substream": maybe(int(rng.integers(0, 1 << 32))),
-        "logprobs": maybe(int(rng.integers(0, 6))),
-    }
-    return ts.SamplingParams(
-        seed=int(rng.integers(-9, 9)), **{k: v for k, v in chosen.items() if v is not None}
-    )
-
-
 class SamplerMachine(RuleBasedStateMachine):
     """Random admissions, steps and releases."""
 
@@ -96,7 +74,7 @@ class SamplerMachine(RuleBasedStateMachine):
     @rule(row=st.integers(0, ROWS - 1), seed=st.integers(0, 1 << 30))
     def admit(self, row, seed):
         rng = np.random.default_rng(seed)
-        params = random_params(rng)
+        params = random_params(rng, VOCAB)
         prompt, output = history(rng, VOCAB, 20), history(rng, VOCAB, 10)
         self.sampler.admit(row, params, prompt, output)
         self.requests[row] = Request(params, prompt, output)

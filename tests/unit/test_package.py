@@ -86,7 +86,7 @@ def test_info_tells_version_isa_threads_cuda_and_torch(capsys):
     assert report["cpu"]["isa"] == _native.cpu.isa()
     assert report["cpu"]["threads"] == ts.get_num_threads()
     assert report["cpu"]["numerics_version"] == _native.cpu.numerics_version
-    assert report["cuda"]["available"] is (_native.cuda is not None)
+    assert report["cuda"]["available"] is (_native.cuda_unusable_because() is None)
     assert report["cuda"]["available"] or report["cuda"]["reason"]
 
 
