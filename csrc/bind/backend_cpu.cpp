@@ -35,8 +35,7 @@ void zero(void* memory, size_t bytes, const Queue&) { memset(memory, 0, bytes); 
 void copy_to_device(void* to, const void* from, size_t bytes, const Queue&) { memcpy(to, from, bytes); }
 void copy_to_host(void* to, const void* from, size_t bytes, const Queue&) { memcpy(to, from, bytes); }
 
-Staging::Staging(size_t bytes, const Queue& queue)
-    : data_(::operator new(bytes)), queue_(queue) {}
+Staging::Staging(size_t bytes, const Queue& queue) : data_(::operator new(bytes)), queue_(queue) {}
 Staging::~Staging() { ::operator delete(data_); }
 
 void refuse_capture(const char*, const Queue&) {}

@@ -3,6 +3,9 @@
 #include "common/check.h"
 #include "cuda/runtime.h"
 #include "cuda/sample.h"
+#ifdef TOKENSTEP_SIMT
+#include "bind/simt_buffers.h"
+#endif
 
 namespace tokenstep::bind::backend {
 namespace {
@@ -24,15 +27,30 @@ size_t workspace_bytes(int num_rows, int vocab_size, const Queue& queue) {
   return cuda::sample_workspace_bytes(num_rows, vocab_size, queue.device_id);
 }
 void sample(const SampleParams& params, void* workspace, const Queue& queue) {
+#ifdef TOKENSTEP_SIMT
+  EmulatedBuffers allowed;
+  allowed.add(params);
+  allowed.add_logits(params);
+  allowed.add_workspace(workspace, workspace_bytes(params.num_rows, params.vocab_size, queue));
+#endif
   cuda::sample(params, workspace, stream_of(queue));
 }
 void apply_logits(const ApplyLogitsParams& params, void* workspace, const Queue& queue) {
+#ifdef TOKENSTEP_SIMT
+  EmulatedBuffers allowed;
+  allowed.add(params.sample);
+  if (params.out != params.sample.logits) allowed.add_logits(params.sample);
+  allowed.add_rows(params.out, params.sample.num_rows, params.out_stride, params.sample.vocab_size);
+  allowed.add_workspace(workspace, workspace_bytes(params.sample.num_rows, params.sample.vocab_size, queue));
+#endif
   cuda::apply_logits(params, workspace, stream_of(queue));
 }
 void set_row_fields(const RowFieldsParams& params, const Queue& queue) {
   cuda::set_row_fields(params, stream_of(queue));
 }
-void update_slot(const SlotUpdate& update, const Queue& queue) { cuda::update_slot(update, stream_of(queue)); }
+void update_slot(const SlotUpdate& update, const Queue& queue) {
+  cuda::update_slot(update, stream_of(queue));
+}
 
 void Deleter::operator()(void* memory) const { cuda::deallocate(memory, device_id); }
 
@@ -53,9 +71,10 @@ Staging::~Staging() { cuda::unstage(data_, stream_of(queue_)); }
 
 void refuse_capture(const char* op, const Queue& queue) {
   if (cuda::is_capturing(stream_of(queue)))
-    throw std::runtime_error(std::string("tokenstep.") + op +
-                             ": the stream is being captured: a graph would repeat the values of now, expected a "
-                             "call outside of the capture (Sampler.step can be captured)");
+    throw std::runtime_error(
+        std::string("tokenstep.") + op +
+        ": the stream is being captured: a graph would repeat the values of now, expected a "
+        "call outside of the capture (Sampler.step can be captured)");
 }
 
 }  // namespace tokenstep::bind::backend

@@ -1,4 +1,5 @@
-// The submodule `testing` of the modules with device kernels: how a launch divides its work, and other ways to.
+// The submodule `testing` of the modules with device kernels: how a launch divides its work, and other ways
+// to.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -16,15 +17,17 @@ namespace nb = nanobind;
 namespace tokenstep::bind {
 
 void register_device_testing(nb::module_& parent) {
-  nb::module_ m = nb::hasattr(parent, "testing") ? nb::borrow<nb::module_>(parent.attr("testing"))
-                                                 : parent.def_submodule("testing", "For tests and measurements.");
+  nb::module_ m = nb::hasattr(parent, "testing")
+                      ? nb::borrow<nb::module_>(parent.attr("testing"))
+                      : parent.def_submodule("testing", "For tests and measurements.");
   m.def(
       "force_sample_geometry",
       [](const std::string& mode, int group_size, int num_threads) {
         cuda::force_sample_geometry(mode.c_str(), group_size, num_threads);
       },
       nb::arg("mode"), nb::arg("group_size") = 1, nb::arg("num_threads") = 512,
-      "Rows are taken by groups of this kind ('solo', 'cluster', 'soft') and size, in all launches of the process; "
+      "Rows are taken by groups of this kind ('solo', 'cluster', 'soft') and size, in all launches of the "
+      "process; "
       "'auto' chooses again.");
   m.def(
       "sample_geometry",
@@ -36,7 +39,9 @@ void register_device_testing(nb::module_& parent) {
       nb::arg("vocab_size"), nb::arg("bytes_per_logit"), nb::arg("num_rows"), nb::arg("device_id") = 0,
       "(mode, group size, groups) that a launch of these sizes has.");
 #ifdef TOKENSTEP_SIMT
-  m.def("set_seed", [](uint64_t seed) { cuda::emulation.seed = seed; }, "Seeds the order in which threads run.");
+  m.def(
+      "set_seed", [](uint64_t seed) { cuda::emulation.seed = seed; },
+      "Seeds the order in which threads run.");
 #endif
 }
 

@@ -1,4 +1,5 @@
-// The module tokenstep._C_cuda: the ops on CUDA tensors. It links cudart statically and imports without a driver.
+// The module tokenstep._C_cuda: the ops on CUDA tensors. It links cudart statically and imports without a
+// driver.
 #include "bind/ops.h"
 #include "common/numerics.h"
 #include "cuda/runtime.h"

@@ -12,8 +12,8 @@ void translate_errors();  // TypeError of common/check.h is Python's, in every m
 void register_sample(nanobind::module_& m);     // sample, apply_logits, Sampler
 void register_attention(nanobind::module_& m);  // paged_attention, append_kv, merge_attention
 
-// Submodule `testing`: of the CPU module the shared numerics and bindings, as the tests call them; of the others
-// how kernels are launched.
+// Submodule `testing`: of the CPU module the shared numerics and bindings, as the tests call them; of the
+// others how kernels are launched.
 void register_testing(nanobind::module_& m);
 void register_device_testing(nanobind::module_& m);
 

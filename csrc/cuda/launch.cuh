@@ -1,7 +1,7 @@
 // A kernel launch, the same for a GPU and for the emulator.
 #pragma once
-#include "cuda/runtime.h"
 #include "cuda/ptx.cuh"
+#include "cuda/runtime.h"
 
 #ifdef TOKENSTEP_SIMT
 #include "simt/launch.h"

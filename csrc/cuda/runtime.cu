@@ -1,5 +1,3 @@
-#include "cuda/runtime.h"
-
 #include <cuda_runtime.h>
 
 #include <array>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "cuda/launch.cuh"
+#include "cuda/runtime.h"
 
 namespace tokenstep::cuda {
 namespace {

@@ -1,5 +1,5 @@
-// What launchers and bindings need of CUDA's run-time library: runtime.cu calls it, csrc/simt/runtime.cpp stands
-// in for it in the emulator. Errors are std::runtime_error.
+// What launchers and bindings need of CUDA's run-time library: runtime.cu calls it, csrc/simt/runtime.cpp
+// stands in for it in the emulator. Errors are std::runtime_error.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -32,11 +32,12 @@ bool is_capturing(const Stream& stream);
 void* allocate_zeroed(size_t bytes, const Stream& stream);
 void deallocate(void* memory, int device_id);  // waits for all that uses it
 void zero(void* memory, size_t bytes, const Stream& stream);
-void copy_to_device(void* to, const void* from, size_t bytes, const Stream& stream);  // `from` is free on return
-void copy_to_host(void* to, const void* from, size_t bytes, const Stream& stream);    // waits for the stream
+void copy_to_device(void* to, const void* from, size_t bytes,
+                    const Stream& stream);  // `from` is free on return
+void copy_to_host(void* to, const void* from, size_t bytes, const Stream& stream);  // waits for the stream
 
-// Host memory that the device can read, to be given back behind the work that reads it: it is used again once the
-// stream has come there.
+// Host memory that the device can read, to be given back behind the work that reads it: it is used again once
+// the stream has come there.
 void* stage(size_t bytes, const Stream& stream);
 void unstage(void* memory, const Stream& stream);
 

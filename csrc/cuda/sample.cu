@@ -1,24 +1,22 @@
-#include "cuda/sample.h"
-
 #include <string>
 
 #include "common/check.h"
 #include "cuda/launch.cuh"
+#include "cuda/sample.h"
 #include "cuda/sample_launch.h"
 #include "cuda/slots.cuh"
 
 namespace tokenstep::cuda {
 namespace {
 
-template <class F>
-void dispatch_logits(DType dtype, F f) {
-  switch (dtype) {
+void launch(const ApplyLogitsParams& params, void* workspace, const Stream& stream) {
+  switch (params.sample.logits_dtype) {
     case DType::kFloat16:
-      return f.template operator()<__half>();
+      return launch_sample<__half>(params, workspace, stream);
     case DType::kBFloat16:
-      return f.template operator()<__nv_bfloat16>();
+      return launch_sample<__nv_bfloat16>(params, workspace, stream);
     default:
-      return f.template operator()<float>();
+      return launch_sample<float>(params, workspace, stream);
   }
 }
 
@@ -35,7 +33,8 @@ void force_sample_geometry(const char* mode, int group_size, int num_threads) {
     forced_geometry = ForcedGeometry{of, group_size, num_threads};
     return;
   }
-  raise<ValueError>("testing.force_sample_geometry", "mode = '%s' with %d blocks of %d threads, expected 'auto', "
+  raise<ValueError>("testing.force_sample_geometry",
+                    "mode = '%s' with %d blocks of %d threads, expected 'auto', "
                     "'solo' with 1 block, or 'cluster' or 'soft' with 1 to %d of %d threads",
                     mode, group_size, num_threads, kMaxGroupSize, kSampleThreads);
 }
@@ -50,19 +49,16 @@ size_t sample_workspace_bytes(int num_rows, int vocab_size, int device_id) {
   int num_blocks = 0;
   for (int rows = 1; rows <= num_rows; rows *= 2) {  // fewer rows may be split further
     const SampleGeometry geometry = geometry_for(vocab_size, sizeof(float), rows, limits);
-    if (geometry.mode == GroupMode::kSoft)
-      num_blocks = std::max(num_blocks, limits.num_multiprocessors);
+    if (geometry.mode == GroupMode::kSoft) num_blocks = std::max(num_blocks, limits.num_multiprocessors);
   }
   return num_blocks > 0 ? SoftWorkspace::bytes(num_blocks) : 0;
 }
 
 void sample(const SampleParams& params, void* workspace, const Stream& stream) {
-  dispatch_logits(params.logits_dtype, [&]<class Logit>() { launch_sample<Logit>(params, workspace, stream); });
+  launch({params, nullptr, 0}, workspace, stream);
 }
-
 void apply_logits(const ApplyLogitsParams& params, void* workspace, const Stream& stream) {
-  dispatch_logits(params.sample.logits_dtype,
-                  [&]<class Logit>() { launch_apply_logits<Logit>(params, workspace, stream); });
+  launch(params, workspace, stream);
 }
 
 void update_slot(const SlotUpdate& update, const Stream& stream) {
@@ -71,7 +67,8 @@ void update_slot(const SlotUpdate& update, const Stream& stream) {
 
 void set_row_fields(const RowFieldsParams& params, const Stream& stream) {
   const int blocks = (params.num_rows + kFieldThreads - 1) / kFieldThreads;
-  launch<set_row_fields_kernel>({"set_row_fields", static_cast<unsigned>(blocks), kFieldThreads}, stream, params);
+  launch<set_row_fields_kernel>({"set_row_fields", static_cast<unsigned>(blocks), kFieldThreads}, stream,
+                                params);
 }
 
 }  // namespace tokenstep::cuda

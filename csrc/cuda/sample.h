@@ -1,5 +1,5 @@
-// The sampler's launchers (see csrc/common/params.h for what each field means). Pointers are the device's. None
-// allocates, waits or reads device memory: all can be captured in a CUDA graph.
+// The sampler's launchers (see csrc/common/params.h for what each field means). Pointers are the device's.
+// None allocates, waits or reads device memory: all can be captured in a CUDA graph.
 #pragma once
 #include <cstddef>
 
@@ -18,7 +18,8 @@ void set_row_fields(const RowFieldsParams& params, const Stream& stream);
 
 // ---- for tests and measurements
 // ---------------------------------------------------------------------------------
-// Another choice of blocks per row, for all launches of the process: mode "solo", "cluster", "soft" or "auto".
+// Another choice of blocks per row, for all launches of the process: mode "solo", "cluster", "soft" or
+// "auto".
 void force_sample_geometry(const char* mode, int group_size, int num_threads);
 struct SampleGeometryInfo {
   const char* mode;

@@ -2,36 +2,73 @@
 //
 // A row is read in units of 16 aligned bytes; unit u belongs to thread (u - first_unit) % kThreads wherever
 // the row is walked. Token i of unit u has the place u * kUnitTokens + i and the id place - shift: a row that
-// does not begin at a multiple of 16 bytes begins within its first unit.
+// does not begin at a multiple of 16 bytes begins within its first unit. The units at its ends, which other
+// memory shares, are taken from a copy.
+//
+// Long or rare pieces are kept out of line: instructions are many here beside the work of a row, and a cold
+// instruction cache is refilled at a few bytes a cycle.
 #pragma once
 #include "cuda/logits.cuh"
 #include "cuda/sample_group.cuh"
 
 namespace tokenstep::cuda {
 
-// Rare or cold pieces are kept out of line: the common path must be small, a cold instruction cache is refilled
-// at a few bytes a cycle.
-inline __device__ __noinline__ int find_id(const int32_t* ids, int count, int32_t id) {
-  int low = 0, high = count;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (ids[middle] < id)
-      low = middle + 1;
-    else
-      high = middle;
+// What single tokens are looked up in.
+template <class Logit>
+struct EditedRow {
+  const RowParams* row;
+  const Logit* logits;
+  const uint32_t* mask;
+  int num_biases, num_edits;  // biases, then history
+
+  __device__ __forceinline__ bool allows(int32_t id) const { return !mask || is_allowed(mask, id); }
+  static __device__ __forceinline__ int find(const int32_t* ids, int count, int32_t id) {
+    int low = 0, high = count;
+#pragma unroll 1
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (ids[middle] < id)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low < count && ids[low] == id ? low : -1;
   }
-  return low < count && ids[low] == id ? low : -1;
-}
-inline __device__ __noinline__ float edited_value(float x, float bias, uint32_t occurred, const RowParams* row) {
-  return apply_edits(x, bias, occurred, *row);
+  __device__ __forceinline__ uint32_t occurrences_of(int32_t id) const {
+    if (num_edits == num_biases) return 0;
+    if (row->history_capacity > 0) return row->history_counts[id];
+    const int i = find(row->history_ids, row->history_size, id);
+    return i < 0 ? 0 : row->history_counts[i];
+  }
+};
+
+// The value after step 4 of any token, slowly.
+template <class Logit>
+__device__ __noinline__ float edited_value_of(EditedRow<Logit> r, int32_t id) {
+  if (!r.allows(id)) return -kInfinity;
+  const int bias = r.find(r.row->bias_ids, r.num_biases, id);
+  return apply_edits(to_float(r.logits[id]), bias < 0 ? kNoBias : r.row->bias_values[bias],
+                     r.occurrences_of(id), *r.row);
 }
 
-template <class Logit_, int kThreads_, GroupMode kMode_, bool kInPlace_>
+// Token and value after step 4 of an entry of the edits. The id is -1 if the token is masked, or if it comes
+// again: the history's entry of a token with a bias.
+template <class Logit>
+__device__ __noinline__ Candidate edited_token(EditedRow<Logit> r, int entry) {
+  const bool is_bias = entry < r.num_biases;
+  const int i = is_bias ? entry : entry - r.num_biases;
+  const int32_t id = is_bias ? r.row->bias_ids[i] : r.row->history_ids[i];
+  if (!r.allows(id) || (!is_bias && r.find(r.row->bias_ids, r.num_biases, id) >= 0)) return {0.0f, -1};
+  const uint32_t occurred = is_bias ? r.occurrences_of(id) : occurrences(*r.row, i);
+  return {apply_edits(to_float(r.logits[id]), is_bias ? r.row->bias_values[i] : kNoBias, occurred, *r.row),
+          id};
+}
+
+template <class Logit_, int kThreads_, GroupMode kMode_>
 struct Block {
   using Logit = Logit_;
   static constexpr int kThreads = kThreads_, kWarps = kThreads / kWarpSize, kUnit = kUnitTokens<Logit>;
   static constexpr GroupMode kMode = kMode_;
-  static constexpr bool kInPlace = kInPlace_;  // the launch writes to where the logits lie
   static constexpr uint32_t kAllTokens = (1u << kUnit) - 1;
   using Shared = SharedState<kThreads, kMode>;
   using OwnBox = Box<kThreads>;
@@ -49,10 +86,9 @@ struct Block {
   const Logit* logits;
   const uint32_t* mask;
   int shift, first_unit, end_unit, num_units;
-  bool aligned;              // whole units can be read at once
-  bool has_live_map;         // tokens outside of it are masked or edited
+  bool has_live_map;          // tokens outside of it are masked or edited
   int num_biases, num_edits;  // biases, then history
-  float scale;               // step 5
+  float scale;                // step 5
 
   __device__ __forceinline__ Block(const SampleParams& params, const GroupArgs& group_args)
       : p(params),
@@ -70,7 +106,16 @@ struct Block {
     if constexpr (kMode == GroupMode::kSoft) return static_cast<OwnBox*>(args.boxes)[blockIdx.x];
     return shared.box[0];
   }
-  __device__ __forceinline__ const OwnBox& box(int rank) const { return *group.box_of(&own_box(), rank); }
+  __device__ __forceinline__ const uint32_t* own_max(bool raw) const {  // of this thread, as ordered bits
+    return (raw ? own_box().raw_max : own_box().edited_max) + thread;
+  }
+  // A word of another block's box, or two, at the place where `own` lies in this block's.
+  __device__ __forceinline__ uint32_t read_peer(const uint32_t* own, int rank) const {
+    return group.template read<OwnBox>(own, rank);
+  }
+  __device__ __forceinline__ uint64_t read_peer_pair(const uint32_t* own, int rank) const {
+    return read_peer(own, rank) | uint64_t{read_peer(own + 1, rank)} << 32;
+  }
   __device__ __forceinline__ void sync_group() const { group.sync(args); }
   // What was written to copy `parity` of the own box can be read by all, at what this returns.
   __device__ __forceinline__ uint32_t share() {
@@ -79,19 +124,15 @@ struct Block {
     return parity ^ 1;
   }
 
-  // ---- the row ------------------------------------------------------------------------------------------------
-  // Its geometry, which needs none of its parameters.
+  // ---- the row
+  // ------------------------------------------------------------------------------------------------ Its
+  // geometry, which needs none of its parameters.
   __device__ __forceinline__ void locate(int row_index) {
     index = row_index;
     scale = 1.0f;
     logits = static_cast<const Logit*>(p.logits) + index * p.logits_stride;
     mask = p.token_bitmask ? p.token_bitmask + index * p.token_bitmask_stride : nullptr;
     shift = static_cast<int>(reinterpret_cast<uintptr_t>(logits) % kUnitBytes / sizeof(Logit));
-    aligned = reinterpret_cast<uintptr_t>(logits) % sizeof(Logit) == 0;
-    if (p.vocab_size + shift > kBins * kTokensPerBin) {  // places would not fit the histogram
-      shift = 0;
-      aligned = false;
-    }
     num_units = (p.vocab_size + shift + kUnit - 1) / kUnit;
     const int share = units_per_block<Logit>(p.vocab_size, group.size);
     first_unit = group.rank * share;
@@ -104,34 +145,18 @@ struct Block {
     has_live_map = mask || num_edits > 0;
   }
 
-  // ---- units --------------------------------------------------------------------------------------------------
+  // ---- units
+  // --------------------------------------------------------------------------------------------------
   __device__ __forceinline__ int id_of(int unit, int place) const { return unit * kUnit + place - shift; }
   __device__ __forceinline__ bool is_whole(int unit) const {
-    return aligned && id_of(unit, 0) >= 0 && id_of(unit, kUnit) <= p.vocab_size;
+    return id_of(unit, 0) >= 0 && id_of(unit, kUnit) <= p.vocab_size;
   }
   __device__ __forceinline__ Unit load_whole(int unit) const {
-    const void* address = logits + id_of(unit, 0);
-    const uint4 words = kInPlace ? *static_cast<const uint4*>(address) : load_streaming(address);
+    const uint4 words = load_once(logits + id_of(unit, 0));  // apply_logits may write to where they lie
     return {{words.x, words.y, words.z, words.w}};
   }
-  __device__ __forceinline__ Unit load(int unit) const {  // outside of the row: -inf
-    if (is_whole(unit)) return load_whole(unit);
-    Unit result = {};
-#pragma unroll 1  // the ends of a row: rolled, to be small
-    for (int w = 0; w < kUnitWords; ++w) {
-      uint32_t word = kMinusInfinityWord<Logit>;
-#pragma unroll
-      for (int i = 0; i < kWordTokens<Logit>; ++i) {
-        const int id = id_of(unit, w * kWordTokens<Logit> + i);
-        if (id < 0 || id >= p.vocab_size) continue;
-        memcpy(reinterpret_cast<char*>(&word) + i * sizeof(Logit), logits + id, sizeof(Logit));
-      }
-      result.word[0] = result.word[1];
-      result.word[1] = result.word[2];
-      result.word[2] = result.word[3];
-      result.word[3] = word;
-    }
-    return result;
+  __device__ __forceinline__ Unit load(int unit) const {
+    return is_whole(unit) ? load_whole(unit) : shared.row_ends[unit > 0];
   }
   // One bit per token of the unit: neither masked nor edited.
   __device__ __forceinline__ uint32_t live_tokens(int unit) const {
@@ -145,50 +170,30 @@ struct Block {
     return view.raw ? x : apply_temperature(x, scale);
   }
 
-  // ---- single tokens ------------------------------------------------------------------------------------------
-  __device__ __forceinline__ float raw_value(int32_t id) const { return to_float(logits[id]); }
-  __device__ __forceinline__ bool allows(int32_t id) const { return !mask || is_allowed(mask, id); }
-  __device__ __forceinline__ uint32_t occurrences_of(int32_t id) const {
-    if (num_edits == num_biases) return 0;
-    if (row().history_capacity > 0) return row().history_counts[id];
-    const int i = find_id(row().history_ids, row().history_size, id);
-    return i < 0 ? 0 : row().history_counts[i];
-  }
-  // The value after step 4 of any token, slowly.
-  __device__ __forceinline__ float edited_value_of(int32_t id) const {
-    if (!allows(id)) return -kInfinity;
-    const int bias = find_id(row().bias_ids, num_biases, id);
-    return edited_value(raw_value(id), bias < 0 ? kNoBias : row().bias_values[bias], occurrences_of(id), &row());
+  // ---- single tokens
+  // ------------------------------------------------------------------------------------------
+  __device__ __forceinline__ EditedRow<Logit> edited_row() const {
+    return {&shared.params, logits, mask, num_biases, num_edits};
   }
   __device__ __forceinline__ float value_of(const View& view, int32_t id) const {
     if (id < 0 || id >= p.vocab_size) return -kInfinity;
-    return view.raw ? raw_value(id) : apply_temperature(edited_value_of(id), scale);
+    return view.raw ? to_float(logits[id]) : apply_temperature(edited_value_of(edited_row(), id), scale);
   }
-  // Token and value after step 4 of an entry of the edits. False if the token is masked, or if it comes
-  // again: the history's entry of a token with a bias.
-  __device__ __forceinline__ bool edit(int entry, int32_t& id, float& value) const {
-    const bool is_bias = entry < num_biases;
-    const int i = is_bias ? entry : entry - num_biases;
-    id = is_bias ? row().bias_ids[i] : row().history_ids[i];
-    if (!allows(id) || (!is_bias && num_biases > 0 && find_id(row().bias_ids, num_biases, id) >= 0)) return false;
-    value = edited_value(raw_value(id), is_bias ? row().bias_values[i] : kNoBias,
-                         is_bias ? occurrences_of(id) : occurrences(row(), i), &row());
-    return true;
-  }
-  // f(entry, id, value after step 4) for this thread's share of the group's edits, from `first` on.
+  // f(id, value after step 4) for this thread's share of the group's edits, from entry `first` on.
   __device__ __forceinline__ int first_edit() const { return group.rank * kThreads + thread; }
+  __device__ __forceinline__ int second_edit() const { return first_edit() + group.size * kThreads; }
   template <class F>
   __device__ __forceinline__ void for_each_edit(int first, F f) const {
 #pragma unroll 1
     for (int entry = first; entry < num_edits; entry += group.size * kThreads) {
-      int32_t id;
-      float value;
-      if (edit(entry, id, value)) f(entry, id, value);
+      const Candidate token = edited_token(edited_row(), entry);
+      if (token.id >= 0) f(token.id, token.value);
     }
   }
 
-  // ---- sums over the block or the group ------------------------------------------------------------------------
-  // Both arguments become their sums over all threads of the block.
+  // ---- sums over the block or the group
+  // ------------------------------------------------------------------------ Both arguments become their sums
+  // over all threads of the block.
   __device__ __forceinline__ void sum_block(uint64_t& a, uint64_t& b) {
     a = warp_sum(a);
     b = warp_sum(b);
@@ -214,11 +219,31 @@ struct Block {
     const uint32_t copy = share();
     a = b = 0;
     for (int rank = 0; rank < group.size; ++rank) {
-      const uint32_t* mail = box(rank).mail[copy];
-      a += group.read_pair(mail);
-      b += group.read_pair(mail + 2);
+      a += read_peer_pair(own_box().mail[copy], rank);
+      b += read_peer_pair(own_box().mail[copy] + 2, rank);
     }
   }
 };
+
+// What a block hands to a function out of line, by value, beside the task in shared memory: an object whose
+// address is taken would be in memory everywhere. The function hands back the parity, if it shares anything.
+struct BlockState {
+  uint32_t parity;
+  float scale;
+};
+template <class Block>
+__device__ __forceinline__ BlockState suspend(const Block& block) {
+  return {block.parity, block.scale};
+}
+template <class Block>
+__device__ __forceinline__ Block resume(const BlockState& state) {
+  const Task& task = reinterpret_cast<const typename Block::Shared*>(shared_memory())->task;
+  Block block(*task.p, *task.args);
+  block.locate(task.row);
+  block.adopt_params();
+  block.scale = state.scale;
+  block.parity = state.parity;
+  return block;
+}
 
 }  // namespace tokenstep::cuda

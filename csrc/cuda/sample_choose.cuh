@@ -4,29 +4,9 @@
 
 namespace tokenstep::cuda {
 
-// What a block must know to go on with a row out of line, and what it must learn from there. Functions that are
-// rarely needed, or long, are kept so: inlined, their registers and instructions would burden every row.
-struct Resume {
-  int index;
-  uint32_t parity;
-  float scale;
-};
-template <class Block>
-__device__ __forceinline__ Resume suspend(const Block& block) {
-  return {block.index, block.parity, block.scale};
-}
-template <class Block>
-__device__ __forceinline__ Block resume(const SampleParams& p, const GroupArgs& args, const Resume& state) {
-  Block block(p, args);
-  block.locate(state.index);
-  block.adopt_params();
-  block.scale = state.scale;
-  block.parity = state.parity;
-  return block;
-}
-
 // How a row is drawn from.
 struct Plan {
+  bool draws;  // false: the cut is enough
   bool greedy;
   int top_k;    // 0: off
   float top_p;  // 1: off
@@ -46,57 +26,68 @@ __device__ __forceinline__ int open_count(const Block& block) {
 
 // ---- out of line
 // -------------------------------------------------------------------------------------------------
+struct Weighed {
+  uint64_t weight;
+  uint32_t parity;
+};
+
 template <class Block>
-__device__ __noinline__ uint64_t total_of_left(const SampleParams& p, const GroupArgs& args, Resume& state,
-                                               View view) {
-  Block block = resume<Block>(p, args, state);
+__device__ __noinline__ Weighed weigh_left(BlockState state, View view) {
+  Block block = resume<Block>(state);
   uint64_t none = 0, total = weigh<false, false>(block, view, [](const Unit&, int) {}, [](uint64_t, int) {});
   block.sum_group(total, none);
-  state.parity = block.parity;
-  return total;
+  return {total, block.parity};
+}
+// Weight of all tokens down to view.cut.value, which is no id's.
+template <class Block>
+__device__ __forceinline__ uint64_t total_weight(Block& block, const View& view) {
+  const Weighed weighed = weigh_left<Block>(suspend(block), view);
+  block.parity = weighed.parity;
+  return weighed.weight;
 }
 
-// Draws from all tokens down to view.cut.value, which is no id's.
+// Weight of what this block has listed.
 template <class Block>
-__device__ __noinline__ uint64_t draw_from_all(const SampleParams& p, const GroupArgs& args, Resume& state,
-                                               View view, uint64_t bits) {
-  Block block = resume<Block>(p, args, state);
+__device__ __noinline__ uint64_t weight_of_list(BlockState state, float x_max) {
+  Block block = resume<Block>(state);
+  __syncthreads();
+  const int size = min(static_cast<int>(block.shared.list_size), kListSize);
+  uint64_t weights = 0, none = 0;
+#pragma unroll 1
+  for (int i = block.thread; i < size; i += Block::kThreads)
+    weights += weight(distance_from_max(block.shared.list[i].value, x_max));
+  block.sum_block(weights, none);
+  return weights;
+}
+
+// Draws from all of them, for shared.found_token of the group's first block; returns their weight.
+template <class Block>
+__device__ __noinline__ Weighed draw_from_all(BlockState state, View view, uint64_t bits) {
+  Block block = resume<Block>(state);
   weigh<false, true>(
       block, view, [](const Unit&, int) {},
-      [&](uint64_t sum, int place) { add_to_bin(block, place / kTokensPerBin, sum); });
-  const Crossing crossing =
-      find_crossing(block, true, [&](uint64_t total) { return draw_target(bits, total) + 1; });
+      [&](uint64_t sum, int place) { add_to_bin(block, bin_of_place(place), sum); });
+  const Crossing crossing = find_crossing(block, true, Target::random(bits));
   if (block.group.rank == 0) find_token(block, view, crossing);
-  state.parity = block.parity;
-  return crossing.total;
+  return {crossing.total, block.parity};
 }
 
-// Cuts, and draws if the kernel does. `total` is the weight that top-p refers to, 0: of the k first.
-struct Wide {
-  Cut cut;
-  uint64_t total;
-};
-template <class Block, bool kDraws>
-__device__ __noinline__ Wide choose_from_many(const SampleParams& p, const GroupArgs& args, Resume& state,
-                                              View view, int top_k, float top_p, uint64_t total, uint64_t bits) {
-  Block block = resume<Block>(p, args, state);
-#pragma unroll 1
-  for (int step = top_k > 0 ? 7 : 8; step <= (top_p < 1.0f ? 8 : 7); ++step)
-    view.cut = find_cut(block, view, Measure{step == 8, view.x_max}, [&](uint64_t all) {
-      return step == 8 ? top_p_target(top_p, total ? total : all) : static_cast<uint64_t>(top_k);
-    });
-  Wide result = {view.cut, 0};
-  if constexpr (kDraws) result.total = draw_left(block, view, bits);
-  state.parity = block.parity;
-  return result;
+// Draws from what is left of the view, likewise.
+template <class Block>
+__device__ __noinline__ Weighed draw_from_left(BlockState state, View view, uint64_t bits) {
+  Block block = resume<Block>(state);
+  const uint64_t total = draw_left(block, view, bits);
+  return {total, block.parity};
 }
 
 // ---- the row
 // -----------------------------------------------------------------------------------------------------
 // Step 5. False if nothing is left.
 template <class Block>
-__device__ __forceinline__ bool make_plan(Block& block, float edited_max, Plan& plan, View& view) {
+__device__ __forceinline__ bool make_plan(Block& block, float edited_max, bool draws, Plan& plan,
+                                          View& view) {
   const RowParams& row = block.row();
+  plan.draws = draws;
   plan.greedy = is_greedy(row.temperature, edited_max);
   block.scale = plan.greedy ? 1.0f : inverse_temperature(row.temperature);
   view.x_max = apply_temperature(edited_max, block.scale);
@@ -109,17 +100,16 @@ __device__ __forceinline__ bool make_plan(Block& block, float edited_max, Plan& 
 }
 
 // Steps 6-9 where the list of the group's first block holds all: few tokens.
-template <class Block, bool kDraws>
+template <class Block>
 __device__ __forceinline__ void choose_from_few(Block& block, const View& view, const Plan& plan, int count,
                                                 uint64_t total, Outcome& outcome) {
-  gather(block);
-  rank_few(block, view, count);
+  rank_lists<Block>(suspend(block), view.x_max, count);
   const int left = cut_few(block, count, plan.top_k, plan.top_p, total);
   find_cut_of_few(block, count, left);
-  if constexpr (kDraws) outcome.total = draw_few(block, count, left, plan.bits);
+  if (plan.draws) outcome.total = draw_few(block, count, left, plan.bits);
   __syncthreads();
   outcome.cut = block.shared.found_cut;
-  if constexpr (kDraws) {
+  if (plan.draws) {
     outcome.token = block.shared.found_token;
     outcome.rank = block.shared.found_rank;
   }
@@ -127,66 +117,57 @@ __device__ __forceinline__ void choose_from_few(Block& block, const View& view, 
 
 // The token that find_token() found; its rank is not known.
 template <class Block>
-__device__ __forceinline__ void take_found_token(Block& block, Outcome& outcome) {
+__device__ __forceinline__ void take_drawn(Block& block, const Weighed& drawn, Outcome& outcome) {
+  block.parity = drawn.parity;
   __syncthreads();
   if (block.group.rank == 0) outcome.token = block.shared.found_token;
   outcome.rank = 0;
+  outcome.total = drawn.weight;
 }
 
 // Steps 6-9. The outcome is that of the group's first block; its cut is all blocks', if `cut_is_known`.
-template <class Block, bool kDraws>
-__device__ __forceinline__ Outcome choose(Block& block, View& view, const Plan& plan, const ThreadScan& scan,
-                                          const ColumnMaxima& maxima, bool& cut_is_known) {
+template <class Block>
+__device__ __forceinline__ Outcome choose(Block& block, View& view, const Plan& plan, uint32_t own_column_max,
+                                          bool& cut_is_known) {
   Outcome outcome;
   outcome.cut = view.cut;
   cut_is_known = true;
-  const bool has_top_p = plan.top_p < 1.0f, has_min_p = view.cut.value > View{}.cut.value;
-  if (plan.top_k == 0 && !has_top_p && (!has_min_p || !kDraws)) {  // all tokens, or all above a threshold
-    if constexpr (kDraws) {
-      Resume state = suspend(block);
-      outcome.total = draw_from_all<Block>(block.p, block.args, state, view, plan.bits);
-      block.parity = state.parity;
-      take_found_token(block, outcome);
-    }
+  const bool has_top_p = plan.top_p<1.0f, has_min_p = view.cut.value> View{}.cut.value;
+  if (plan.top_k == 0 && !has_top_p && (!has_min_p || !plan.draws)) {  // all tokens, or all above a threshold
+    if (plan.draws) take_drawn(block, draw_from_all<Block>(suspend(block), view, plan.bits), outcome);
     return outcome;
   }
   uint64_t total = 0;  // that top-p refers to, where it is not that of the k first
-  if (plan.top_k == 0 && has_top_p) {
-    Resume state = suspend(block);
-    total = total_of_left<Block>(block.p, block.args, state, view);
-    block.parity = state.parity;
-  }
+  if (plan.top_k == 0 && has_top_p) total = total_weight(block, view);
   const bool by_maxima = plan.top_k > 0 && plan.top_k <= most_by_maxima(block);
-  view.last_bin = find_last_bin(block, view, maxima, by_maxima ? plan.top_k : open_count(block));
-  collect(block, view, scan);
+  view.last_bin = find_last_bin(block, view, own_column_max, by_maxima ? plan.top_k : open_count(block));
+  collect(block, view);
 
-  uint64_t own_weight = 0, none = 0;
-  if (total > 0) {
-    __syncthreads();
-    const int size = min(static_cast<int>(block.shared.list_size), kListSize);
-#pragma unroll 1
-    for (int i = block.thread; i < size; i += Block::kThreads)
-      own_weight += weight(distance_from_max(block.shared.list[i].value, view.x_max));
-    block.sum_block(own_weight, none);
-  }
-  const Lists lists = share_lists(block, kListSize, own_weight);
+  const Lists lists = share_lists(block, kListSize, total > 0,
+                                  total > 0 ? weight_of_list<Block>(suspend(block), view.x_max) : 0);
   // Can no token beyond the lists be left?
-  const bool complete = by_maxima || view.last_bin == kBins - 1 || bin_of(view, view.cut.value) <= view.last_bin ||
+  const bool complete = by_maxima || view.last_bin == kBins - 1 ||
+                        bin_of(view, view.cut.value) <= view.last_bin ||
                         (total > 0 && lists.weight >= top_p_target(plan.top_p, total));
   view.listed = complete && !lists.overflow;
   if (view.listed && lists.size <= kFewTokens) {
     cut_is_known = false;
     if (block.group.rank == 0)
-      choose_from_few<Block, kDraws>(block, view, plan, static_cast<int>(lists.size), total, outcome);
+      choose_from_few(block, view, plan, static_cast<int>(lists.size), total, outcome);
     return outcome;
   }
-  Resume state = suspend(block);
-  const Wide wide = choose_from_many<Block, kDraws>(block.p, block.args, state, view, plan.top_k, plan.top_p, total,
-                                                    plan.bits);
-  block.parity = state.parity;
-  outcome.cut = wide.cut;
-  outcome.total = wide.total;
-  if constexpr (kDraws) take_found_token(block, outcome);
+  if (plan.top_k > 0)
+    view.cut =
+        find_cut(block, view, Measure{false, view.x_max}, Target::fixed(static_cast<uint64_t>(plan.top_k)));
+  if (has_top_p)
+    view.cut = find_cut(block, view, Measure{true, view.x_max}, Target::share(plan.top_p, total));
+  outcome.cut = view.cut;
+  if (!plan.draws) return outcome;
+  const bool all_above = !view.listed && view.cut.id == INT32_MAX;
+  take_drawn(block,
+             all_above ? draw_from_all<Block>(suspend(block), view, plan.bits)
+                       : draw_from_left<Block>(suspend(block), view, plan.bits),
+             outcome);
   return outcome;
 }
 

@@ -1,6 +1,6 @@
-// The general way, for any number of tokens: descend histograms of values to the cut, then one by place to the
-// token. The same code walks the lists or, where they do not hold all that matters (wide nuclei, thousands of
-// ties), the row again.
+// The general way, for any number of tokens: descend histograms of values to the cut, then one by place to
+// the token. The same code walks the lists or, where they do not hold all that matters (wide nuclei,
+// thousands of ties), the row again.
 #pragma once
 #include "cuda/sample_few.cuh"
 
@@ -13,7 +13,8 @@ struct NoChunks {
 // f(value, id) for this thread's share of what is left. end_chunk(true, place) comes to all lanes after 32
 // units from `place` on; end_chunk(false, place) after a lone token.
 template <class Block, class F, class EndChunk = NoChunks>
-__device__ __forceinline__ void for_each_left(const Block& block, const View& view, F f, EndChunk end_chunk = {}) {
+__device__ __forceinline__ void for_each_left(const Block& block, const View& view, F f,
+                                              EndChunk end_chunk = {}) {
   using Logit = typename Block::Logit;
   if (view.listed) {
     const int size = static_cast<int>(block.shared.list_size);
@@ -40,7 +41,7 @@ __device__ __forceinline__ void for_each_left(const Block& block, const View& vi
     end_chunk(true, base * Block::kUnit);
   }
   if (view.raw) return;
-  block.for_each_edit(block.first_edit(), [&](int, int32_t id, float value) {
+  block.for_each_edit(block.first_edit(), [&](int32_t id, float value) {
     value = block.value_in(view, value);
     if (!is_kept(value, id, view.cut)) return;
     f(value, id);
@@ -70,22 +71,22 @@ template <class Block>
 __device__ __forceinline__ Cut cut_ties(Block& block, const View& view, uint32_t key, uint64_t count) {
   BinRun<Block> run{block};
   for_each_left(block, view, [&](float value, int32_t id) {
-    if (ordered_bits(value) == key) run.add((id + block.shift) / kTokensPerBin, 1);
+    if (ordered_bits(value) == key) run.add(bin_of_place(id + block.shift), 1);
   });
   run.flush();
-  const Crossing bin = find_crossing(block, true, [&](uint64_t) { return count; });
-  const int first_id = bin.bin * kTokensPerBin - block.shift;
-  for (int i = block.thread; i < kTokensPerBin; i += Block::kThreads) {
+  const Crossing crossing = find_crossing(block, true, Target::fixed(count));
+  const int first_id = crossing.bin * kTokensPerBin - block.shift;
+  for (int i = block.thread; i < places_of_bin<Block>(crossing.bin); i += Block::kThreads) {
     const float value = block.value_of(view, first_id + i);
     if (ordered_bits(value) == key && is_kept(value, first_id + i, view.cut))
       atomicAdd(&block.shared.histogram_low[i], 1u);
   }
-  const Crossing place = find_crossing(block, false, [&](uint64_t) { return count - bin.above; });
+  const Crossing place = find_crossing(block, false, Target::fixed(count - crossing.above));
   return {from_ordered_bits(key), first_id + place.bin};
 }
 
-// Tokens of the bracket: how many, and the range of their keys. The first kFewTokens of each block are ready to
-// be gathered.
+// Tokens of the bracket: how many, and the range of their keys. The first kFewTokens of each block are ready
+// to be gathered.
 template <class Block, class Inside>
 __device__ __forceinline__ uint32_t narrow(Block& block, const View& view, Bracket& bracket, Inside inside) {
   auto& shared = block.shared;
@@ -122,10 +123,10 @@ __device__ __forceinline__ uint32_t narrow(Block& block, const View& view, Brack
   bracket.least = 0xffffffffu;
   bracket.largest = 0;
   for (int rank = 0; rank < block.group.size; ++rank) {
-    const uint32_t* mail = block.box(rank).mail[copy];
-    count += block.group.read(mail);
-    bracket.least = min(bracket.least, block.group.read(mail + 1));
-    bracket.largest = max(bracket.largest, block.group.read(mail + 2));
+    const uint32_t* mail = block.own_box().mail[copy];
+    count += block.read_peer(mail, rank);
+    bracket.least = min(bracket.least, block.read_peer(mail + 1, rank));
+    bracket.largest = max(bracket.largest, block.read_peer(mail + 2, rank));
   }
   return count;
 }
@@ -135,27 +136,31 @@ template <class Block>
 __device__ __forceinline__ Cut cut_bracket(Block& block, const View& view, int count, Measure measure,
                                            uint64_t target) {
   auto& shared = block.shared;
-  gather(block);
-  rank_few(block, view, count);
+  rank_lists<Block>(suspend(block), view.x_max, count);
 #pragma unroll 1
   for (int i = block.thread; i < count; i += Block::kThreads) {
     const Candidate token = shared.few[i];
     const uint64_t before =
         measure.by_weight ? shared.weight_before[i] : static_cast<uint64_t>(shared.few_rank[i]);
-    if (before < target && before + measure(token.value) >= target) shared.found_cut = {token.value, token.id};
+    if (before < target && before + measure(token.value) >= target)
+      shared.found_cut = {token.value, token.id};
   }
   __syncthreads();
   return shared.found_cut;
 }
 
-// Step 7 or 8: the shortest prefix of what is left that measures target_of(measure of all that is left).
-template <class Block, class TargetOf>
-__device__ __forceinline__ Cut find_cut(Block& block, const View& view, Measure measure, TargetOf target_of) {
+struct CutFound {
+  Cut cut;
+  uint32_t parity;
+};
+template <class Block>
+__device__ __noinline__ CutFound search_cut(BlockState state, View view, Measure measure, Target of_all) {
+  Block block = resume<Block>(state);
   BinRun<Block> run{block};
   for_each_left(block, view, [&](float value, int32_t) { run.add(bin_of(view, value), measure(value)); });
   run.flush();
-  const Crossing crossing = find_crossing(block, true, target_of);
-  if (crossing.bin == kBins) return view.cut;  // fewer tokens than asked for
+  const Crossing crossing = find_crossing(block, true, of_all);
+  if (crossing.bin == kBins) return {view.cut, block.parity};  // fewer tokens than asked for
   Bracket bracket{crossing.bin, crossing.target - crossing.above};
   const auto inside = [&](float value) {
     const uint32_t key = ordered_bits(value);
@@ -163,37 +168,50 @@ __device__ __forceinline__ Cut find_cut(Block& block, const View& view, Measure 
   };
   for (;;) {  // 2^32 keys and 1024 bins: at most four times
     const uint32_t count = narrow(block, view, bracket, inside);
-    if (count <= kFewTokens) return cut_bracket(block, view, static_cast<int>(count), measure, bracket.target);
+    if (count <= kFewTokens) {
+      view.cut = cut_bracket(block, view, static_cast<int>(count), measure, bracket.target);
+      break;
+    }
     if (bracket.least == bracket.largest) {
       const uint64_t each = measure(from_ordered_bits(bracket.least));
-      return cut_ties(block, view, bracket.least, (bracket.target + each - 1) / each);
+      view.cut = cut_ties(block, view, bracket.least, (bracket.target + each - 1) / each);
+      break;
     }
     int bits = 0;  // of a key that a bin does not tell apart
     while ((bracket.largest - bracket.least) >> bits >= kBins) ++bits;
     for_each_left(block, view, [&](float value, int32_t) {
-      if (inside(value)) run.add(static_cast<int>((bracket.largest - ordered_bits(value)) >> bits), measure(value));
+      if (inside(value))
+        run.add(static_cast<int>((bracket.largest - ordered_bits(value)) >> bits), measure(value));
     });
     run.flush();
-    const uint64_t target = bracket.target;
-    const Crossing refined = find_crossing(block, true, [&](uint64_t) { return target; });
+    const Crossing refined = find_crossing(block, true, Target::fixed(bracket.target));
     bracket.target -= refined.above;
     bracket.largest -= static_cast<uint32_t>(refined.bin) << bits;
     const uint32_t span = (1u << bits) - 1;
     if (bracket.largest - bracket.least > span) bracket.least = bracket.largest - span;
   }
+  return {view.cut, block.parity};
 }
 
-// The token at `crossing` of a histogram of weights by place, for shared.found_token of the group's first block.
+// Step 7 or 8: the shortest prefix of what is left of the view that measures `target`.
+template <class Block>
+__device__ __forceinline__ Cut find_cut(Block& block, const View& view, Measure measure, Target target) {
+  const CutFound found = search_cut<Block>(suspend(block), view, measure, target);
+  block.parity = found.parity;
+  return found.cut;
+}
+
+// The token at `crossing` of a histogram of weights by place, for shared.found_token of the group's first
+// block.
 template <class Block>
 __device__ __forceinline__ void find_token(Block& block, const View& view, const Crossing& crossing) {
   const int first_id = crossing.bin * kTokensPerBin - block.shift;
-  for (int i = block.thread; i < kTokensPerBin; i += Block::kThreads) {
+  for (int i = block.thread; i < places_of_bin<Block>(crossing.bin); i += Block::kThreads) {
     const float value = block.value_of(view, first_id + i);
     if (is_kept(value, first_id + i, view.cut))
       add_to_bin(block, i, weight(distance_from_max(value, view.x_max)));
   }
-  const Crossing place =
-      find_crossing(block, false, [&](uint64_t) { return crossing.target - crossing.above; });
+  const Crossing place = find_crossing(block, false, Target::fixed(crossing.target - crossing.above));
   if (block.thread == 0) block.shared.found_token = first_id + place.bin;
 }
 
@@ -205,11 +223,10 @@ __device__ __forceinline__ uint64_t draw_left(Block& block, const View& view, ui
       block, view, [&](float value, int32_t) { sum += weight(distance_from_max(value, view.x_max)); },
       [&](bool of_warp, int place) {
         if (of_warp) sum = warp_sum_44(sum);
-        if (sum && (!of_warp || block.lane == 0)) add_to_bin(block, place / kTokensPerBin, sum);
+        if (sum && (!of_warp || block.lane == 0)) add_to_bin(block, bin_of_place(place), sum);
         sum = 0;
       });
-  const Crossing crossing =
-      find_crossing(block, true, [&](uint64_t total) { return draw_target(bits, total) + 1; });
+  const Crossing crossing = find_crossing(block, true, Target::random(bits));
   if (block.group.rank == 0) find_token(block, view, crossing);
   return crossing.total;
 }
@@ -218,7 +235,8 @@ __device__ __forceinline__ uint64_t draw_left(Block& block, const View& view, ui
 template <class Block>
 __device__ __forceinline__ uint64_t count_before(Block& block, const View& view, float value, int32_t id) {
   uint64_t count = 0, none = 0;
-  for_each_left(block, view, [&](float other, int32_t other_id) { count += comes_before(other, other_id, value, id); });
+  for_each_left(block, view,
+                [&](float other, int32_t other_id) { count += comes_before(other, other_id, value, id); });
   block.sum_group(count, none);
   return count;
 }

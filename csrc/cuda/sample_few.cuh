@@ -1,5 +1,5 @@
-// The usual end: the lists of all blocks hold few tokens together. The group's first block gathers them, ranks
-// them by comparing all pairs, and cuts and draws without a histogram.
+// The usual end: the lists of all blocks hold few tokens together. The group's first block gathers them,
+// ranks them by comparing all pairs, and cuts and draws without a histogram.
 #pragma once
 #include "cuda/sample_weigh.cuh"
 
@@ -8,65 +8,62 @@ namespace tokenstep::cuda {
 struct Lists {
   uint32_t size;    // of the lists of all blocks together
   bool overflow;    // one is longer than its block can hold
-  uint64_t weight;  // of what they hold, if asked for
+  uint64_t weight;  // of all, if asked for
 };
 
-// Tells all blocks the sizes of the lists. Afterwards the first tokens of each can be gathered.
+// Tells all blocks the sizes and weights of the lists. Afterwards the first tokens of each list can be
+// ranked.
 template <class Block>
-__device__ __forceinline__ Lists share_lists(Block& block, uint32_t capacity, uint64_t own_weight) {
-  auto& shared = block.shared;
+__device__ __forceinline__ Lists share_lists(Block& block, uint32_t capacity, bool with_weight = false,
+                                             uint64_t own_weight = 0) {
   __syncthreads();
   if (block.thread == 0) {
     uint32_t* mail = block.own_box().mail[block.parity];
-    mail[0] = shared.list_size;
-    mail[1] = static_cast<uint32_t>(own_weight);
-    mail[2] = static_cast<uint32_t>(own_weight >> 32);
+    mail[0] = block.shared.list_size;
+    mail[2] = static_cast<uint32_t>(own_weight);
+    mail[3] = static_cast<uint32_t>(own_weight >> 32);
   }
   const uint32_t copy = block.share();
   Lists lists = {0, false, 0};
 #pragma unroll
-  for (int rank = 0; rank < kMaxGroupSize; ++rank) {
+  for (int rank = 0; rank < kMaxGroupSize; ++rank) {  // all loads at once: remote ones take long
     if (rank >= block.group.size) break;
-    const uint32_t* mail = block.box(rank).mail[copy];
-    const uint32_t size = block.group.read(mail);
+    const uint32_t size = block.read_peer(block.own_box().mail[copy], rank);
     lists.size += size;
     lists.overflow |= size > capacity;
-    lists.weight += block.group.read_pair(mail + 1);
   }
+  if (with_weight)
+#pragma unroll 1
+    for (int rank = 0; rank < block.group.size; ++rank)
+      lists.weight += block.read_peer_pair(block.own_box().mail[copy] + 2, rank);
   return lists;
 }
 
-// After share_lists(), if all tokens are few: to shared.few, in any order.
+// After share_lists(), if all tokens are few: brings them to shared.few, in any order, with the rank of each
+// in the order of tokens and the weight before it.
 template <class Block>
-__device__ __forceinline__ void gather(Block& block) {
+__device__ __noinline__ void rank_lists(BlockState state, float x_max, int count) {
+  Block block = resume<Block>(state);
+  auto& shared = block.shared;
   const uint32_t copy = block.parity ^ 1;
-  const int rank = block.thread % kMaxGroupSize;  // whose list this thread copies from
+  const int of = block.thread % kMaxGroupSize;  // the block whose list this thread copies from
   uint32_t begin = 0, size = 0;
 #pragma unroll
-  for (int other = 0; other < kMaxGroupSize; ++other) {  // all loads at once: remote ones take long
-    const uint32_t of_other = other < block.group.size ? block.group.read(block.box(other).mail[copy]) : 0;
-    if (other < rank) begin += of_other;
-    if (other == rank) size = of_other;
+  for (int rank = 0; rank < kMaxGroupSize; ++rank) {  // all loads at once: remote ones take long
+    const uint32_t listed = rank < block.group.size ? block.read_peer(block.own_box().mail[copy], rank) : 0;
+    if (rank < of) begin += listed;
+    if (rank == of) size = listed;
   }
-  if (rank < block.group.size) {
-    const Candidate* from = block.box(rank).few[copy];
+  if (of < block.group.size) {
+    const uint32_t* from = reinterpret_cast<const uint32_t*>(block.own_box().few[copy]);
 #pragma unroll 1
     for (uint32_t i = block.thread / kMaxGroupSize; i < size; i += Block::kThreads / kMaxGroupSize) {
-      const uint32_t* words = reinterpret_cast<const uint32_t*>(from + i);
-      block.shared.few[begin + i] = {__uint_as_float(block.group.read(words)),
-                                     static_cast<int32_t>(block.group.read(words + 1))};
+      const Candidate token = {__uint_as_float(block.read_peer(from + 2 * i, of)),
+                               static_cast<int32_t>(block.read_peer(from + 2 * i + 1, of))};
+      shared.few[begin + i] = token;
+      shared.few_weight[begin + i] = weight(distance_from_max(token.value, x_max));
     }
   }
-  __syncthreads();
-}
-
-// Rank of each of the few tokens in the order, and the weight before it.
-template <class Block>
-__device__ __forceinline__ void rank_few(Block& block, const View& view, int count) {
-  auto& shared = block.shared;
-#pragma unroll 1
-  for (int i = block.thread; i < count; i += Block::kThreads)
-    shared.few_weight[i] = weight(distance_from_max(shared.few[i].value, view.x_max));
   __syncthreads();
 #pragma unroll 1
   for (int i = block.warp; i < count; i += Block::kWarps) {
@@ -92,7 +89,8 @@ __device__ __forceinline__ void rank_few(Block& block, const View& view, int cou
 // Steps 7 and 8 on ranked tokens: how many are left. `total` is the weight that top-p refers to, 0: of the k
 // first.
 template <class Block>
-__device__ __forceinline__ int cut_few(const Block& block, int count, int top_k, float top_p, uint64_t total) {
+__device__ __forceinline__ int cut_few(const Block& block, int count, int top_k, float top_p,
+                                       uint64_t total) {
   auto& shared = block.shared;
   const int most = top_k > 0 ? min(top_k, count) : count;
   if (!(top_p < 1.0f)) return most;

@@ -1,5 +1,5 @@
-// How many blocks take a row: a choice of speed alone, which no result depends on. It is a function of sizes and
-// the device, never of values, so that a launch captured in a CUDA graph stays right.
+// How many blocks take a row: a choice of speed alone, which no result depends on. It is a function of sizes
+// and the device, never of values, so that a launch captured in a CUDA graph stays right.
 #pragma once
 #include <algorithm>
 #include <optional>
@@ -9,8 +9,8 @@
 
 namespace tokenstep::cuda {
 
-// A block of 512 threads takes the 65,536 registers of a multiprocessor at 128 each: one block a multiprocessor.
-// 16 warps hide the latency of the stream's four loads in flight.
+// A block of 512 threads takes the 65,536 registers of a multiprocessor at 128 each: one block a
+// multiprocessor. 16 warps hide the latency of the stream's four loads in flight.
 constexpr int kSampleThreads = 512;
 
 #ifdef TOKENSTEP_SIMT  // smaller blocks are emulated faster; of 512 threads the emulator has some kernels
@@ -34,7 +34,8 @@ struct SampleGeometry {
 
 // Rows are split as long as multiprocessors are idle, and each thread keeps two loads or more: a split costs
 // barriers of the group, about a microsecond each in a cluster, where a block reads 64 KiB in about two.
-inline SampleGeometry choose_geometry(int vocab_size, int bytes_per_logit, int num_rows, const DeviceLimits& limits) {
+inline SampleGeometry choose_geometry(int vocab_size, int bytes_per_logit, int num_rows,
+                                      const DeviceLimits& limits) {
   constexpr int kLeastLoads = 2 * kSampleThreads;
   const int units = vocab_size * bytes_per_logit / 16;
   SampleGeometry geometry;
@@ -54,12 +55,14 @@ struct ForcedGeometry {
 };
 inline std::optional<ForcedGeometry> forced_geometry;
 
-inline SampleGeometry geometry_for(int vocab_size, int bytes_per_logit, int num_rows, const DeviceLimits& limits) {
+inline SampleGeometry geometry_for(int vocab_size, int bytes_per_logit, int num_rows,
+                                   const DeviceLimits& limits) {
   if (!forced_geometry) return choose_geometry(vocab_size, bytes_per_logit, num_rows, limits);
   const auto [mode, size, threads] = *forced_geometry;
   // Soft groups must all be resident, and take several rows each if there are more.
-  const int groups = mode == GroupMode::kSoft ? std::min(num_rows, std::max(1, limits.num_multiprocessors / size))
-                                              : num_rows;
+  const int groups = mode == GroupMode::kSoft
+                         ? std::min(num_rows, std::max(1, limits.num_multiprocessors / size))
+                         : num_rows;
   return {mode, size, groups, threads};
 }
 

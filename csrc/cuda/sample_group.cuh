@@ -5,13 +5,19 @@
 
 namespace tokenstep::cuda {
 
-// Kernels of modes that an architecture lacks are compiled empty, and never launched.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-template <GroupMode kMode>
-constexpr bool kExistsHere = kMode != GroupMode::kCluster;
-#else
+// An architecture has one kind of group of several blocks. Kernels of the other are compiled empty and never
+// launched.
+#ifdef TOKENSTEP_SIMT
 template <GroupMode kMode>
 constexpr bool kExistsHere = true;
+#else
+#if __CUDA_ARCH__ >= 900
+constexpr GroupMode kAbsentMode = GroupMode::kSoft;
+#else
+constexpr GroupMode kAbsentMode = GroupMode::kCluster;
+#endif
+template <GroupMode kMode>
+constexpr bool kExistsHere = kMode != kAbsentMode;
 #endif
 
 template <GroupMode kMode>
@@ -25,19 +31,15 @@ struct Group {
     rank = kMode == GroupMode::kCluster ? static_cast<int>(cluster_rank()) : block - index * size;
   }
 
-  // The box of another block, given this block's own.
+  // A word of another block's box, at the place where `own` lies in this block's.
   template <class Box>
-  __device__ __forceinline__ Box* box_of(Box* own, int other) const {
-    if constexpr (kMode == GroupMode::kCluster) return map_to_peer(own, static_cast<uint32_t>(other));
-    if constexpr (kMode == GroupMode::kSoft) return own + (other - rank);
-    return own;
-  }
-  // A word of another block's box: L1 does not follow what other blocks write to global memory.
-  static __device__ __forceinline__ uint32_t read(const uint32_t* word) {
-    return kMode == GroupMode::kSoft ? __ldcg(word) : *word;
-  }
-  static __device__ __forceinline__ uint64_t read_pair(const uint32_t* words) {
-    return read(words) | uint64_t{read(words + 1)} << 32;
+  __device__ __forceinline__ uint32_t read(const uint32_t* own, int other) const {
+    if constexpr (kMode == GroupMode::kCluster) return load_from_peer(own, static_cast<uint32_t>(other));
+    if constexpr (kMode == GroupMode::kSoft) {  // L1 does not follow what other blocks write to global memory
+      constexpr int kBoxWords = sizeof(Box) / sizeof(uint32_t);
+      return __ldcg(own + (other - rank) * kBoxWords);
+    }
+    return *own;
   }
 
   // All threads of all blocks.

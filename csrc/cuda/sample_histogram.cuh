@@ -12,6 +12,13 @@ __device__ __forceinline__ void add_to_bin(Block& block, int bin, uint64_t amoun
   if (high) atomicAdd(&block.shared.histogram_high[bin], high);
 }
 
+// Of a histogram by place in the row: the bin of a place, and how many places a bin has.
+__device__ __forceinline__ int bin_of_place(int place) { return min(place / kTokensPerBin, kBins - 1); }
+template <class Block>
+__device__ __forceinline__ int places_of_bin(int bin) {
+  return bin == kBins - 1 ? kTokensPerBin + Block::kUnit : kTokensPerBin;
+}
+
 // A thread's own amounts for the same bin in a row: rows full of ties would otherwise wait for one address.
 template <class Block>
 struct BinRun {
@@ -32,22 +39,37 @@ struct BinRun {
   }
 };
 
-// Where the running sum over the bins reaches `target`; bin = kBins if it never does.
-struct Crossing {
-  int bin;
-  uint64_t above;   // sum before the bin
-  uint64_t total;   // of all bins
-  uint64_t target;
+// What a running sum is to reach, as a function of the sum over all.
+struct Target {
+  enum Kind { kFixed, kTopP, kDraw } kind;
+  uint64_t value;  // the target; the weight that top-p refers to, 0: of all; random bits
+  float top_p;
+
+  static __device__ __forceinline__ Target fixed(uint64_t value) { return {kFixed, value, 0.0f}; }
+  static __device__ __forceinline__ Target share(float top_p, uint64_t of) { return {kTopP, of, top_p}; }
+  static __device__ __forceinline__ Target random(uint64_t bits) { return {kDraw, bits, 0.0f}; }
+
+  __device__ __forceinline__ uint64_t operator()(uint64_t all) const {
+    if (kind == kFixed) return value;
+    return kind == kTopP ? top_p_target(top_p, value ? value : all) : draw_target(value, all) + 1;
+  }
 };
 
-// Finds the crossing and empties the histogram. target_of(total) tells the target; `of_group` sums the
-// histograms of all blocks, and all learn the same.
-template <class Block, class TargetOf>
-__device__ __forceinline__ Crossing find_crossing(Block& block, bool of_group, TargetOf target_of) {
+// Where the running sum over the bins reaches its target; bin = kBins if it never does.
+struct Crossing {
+  uint64_t above;  // sum before the bin
+  uint64_t total;  // of all bins
+  uint64_t target;
+  int bin;
+  uint32_t parity;  // see BlockState
+};
+
+template <class Block>
+__device__ __noinline__ Crossing search_histogram(BlockState state, bool merges, Target target) {
+  Block block = resume<Block>(state);
   constexpr int kOwnBins = kBins / Block::kThreads;
   auto& shared = block.shared;
   const int first = block.thread * kOwnBins;
-  const bool merges = Block::kMode != GroupMode::kSolo && of_group;
   uint64_t amount[kOwnBins];
   __syncthreads();
 #pragma unroll
@@ -65,10 +87,11 @@ __device__ __forceinline__ Crossing find_crossing(Block& block, bool of_group, T
     const uint32_t copy = block.share();
 #pragma unroll
     for (int i = 0; i < kOwnBins; ++i) amount[i] = 0;
+#pragma unroll 1
     for (int rank = 0; rank < block.group.size; ++rank) {
-      const uint32_t* theirs = block.box(rank).histogram[copy] + 2 * first;
+      const uint32_t* place = block.own_box().histogram[copy] + 2 * first;
 #pragma unroll
-      for (int i = 0; i < kOwnBins; ++i) amount[i] += block.group.read_pair(theirs + 2 * i);
+      for (int i = 0; i < kOwnBins; ++i) amount[i] += block.read_peer_pair(place + 2 * i, rank);
     }
   }
   uint64_t own_sum = 0;
@@ -80,7 +103,7 @@ __device__ __forceinline__ Crossing find_crossing(Block& block, bool of_group, T
   const uint64_t of_warp = block.lane < Block::kWarps ? shared.warp_sums[0][block.lane] : 0;
   Crossing crossing;
   crossing.total = crossing.above = warp_sum(of_warp);
-  crossing.target = target_of(crossing.total);
+  crossing.target = target(crossing.total);
   crossing.bin = kBins;
   uint64_t before = warp_sum(block.lane < block.warp ? of_warp : 0) + inclusive - own_sum;
 #pragma unroll
@@ -96,6 +119,17 @@ __device__ __forceinline__ Crossing find_crossing(Block& block, bool of_group, T
     crossing.bin = shared.crossing_bin;
     crossing.above = shared.above_crossing;
   }
+  crossing.parity = block.parity;
+  return crossing;
+}
+
+// Finds the crossing and empties the histogram. `of_group` sums the histograms of all blocks, and all learn
+// the same.
+template <class Block>
+__device__ __forceinline__ Crossing find_crossing(Block& block, bool of_group, Target target) {
+  const Crossing crossing =
+      search_histogram<Block>(suspend(block), Block::kMode != GroupMode::kSolo && of_group, target);
+  block.parity = crossing.parity;
   return crossing;
 }
 

@@ -12,9 +12,8 @@ struct SoftWorkspace {
   static_assert(kBarriersBytes >= sizeof(SoftBarrier) * 256);
 };
 
+// `out` null: a token is drawn.
 template <class Logit>
-void launch_sample(const SampleParams& params, void* workspace, const Stream& stream);
-template <class Logit>
-void launch_apply_logits(const ApplyLogitsParams& params, void* workspace, const Stream& stream);
+void launch_sample(const ApplyLogitsParams& params, void* workspace, const Stream& stream);
 
 }  // namespace tokenstep::cuda

@@ -1,6 +1,7 @@
-// From the row to the few tokens that matter: one streaming pass that keeps a maximum per thread, a bound from
-// these maxima, and the tokens beyond the bound, read again from L2.
+// From the row to the few tokens that matter: one streaming pass that keeps a maximum per thread, a bound
+// from these maxima, and the tokens beyond the bound, read again from L2.
 #pragma once
+#include "common/sample_results.h"
 #include "cuda/sample_histogram.cuh"
 
 namespace tokenstep::cuda {
@@ -8,13 +9,6 @@ namespace tokenstep::cuda {
 // Values as ordered bits.
 constexpr uint32_t kMinusInfinityKey = 0x007fffffu;
 constexpr uint32_t kBadKey = 0xffffffffu;  // NaN or +inf among the logits
-
-// What a thread keeps of its part of the row.
-struct ThreadScan {
-  uint32_t raw_key, edited_key;  // ordered bits of its largest values, after steps 0 and 4
-  int32_t edit_id = -1;          // of the first entry of its share of the edits: few threads have two
-  float edit_value = 0.0f;
-};
 
 // The row's share of this block moves to L2 while the parameters are on their way, which come in a chain of
 // loads: slot, parameters, lists, counts.
@@ -27,16 +21,31 @@ __device__ __forceinline__ void prefetch_row(const Block& block) {
     prefetch_l2(block.logits + max(block.id_of(unit, 0), 0));
 }
 
-// Parameters into shared memory; those of a row without a slot are out of range.
+// Parameters and the ends of the row into shared memory. A row without a slot has parameters out of range.
 template <class Block>
 __device__ __forceinline__ void load_params(Block& block) {
-  constexpr int kPieces = sizeof(RowParams) / sizeof(uint4);
+  using Logit = typename Block::Logit;
+  constexpr int kPieces = sizeof(RowParams) / sizeof(uint4), kEnds = kWarpSize;  // each in a warp of its own
+  static_assert(2 * Block::kUnit <= kWarpSize);
+  auto& shared = block.shared;
   const int slot = block.p.row_slots ? block.p.row_slots[block.index] : block.index;
   const bool exists = slot >= 0 && slot < block.p.num_slots;
   if (block.thread < kPieces && exists)
-    reinterpret_cast<uint4*>(&block.shared.params)[block.thread] =
+    reinterpret_cast<uint4*>(&shared.params)[block.thread] =
         reinterpret_cast<const uint4*>(block.p.rows + slot)[block.thread];
-  if (block.thread == 0 && !exists) block.shared.params = vacant_row();
+  if (block.thread == 0) {
+    shared.task = {&block.p, &block.args, block.index};
+    if (!exists) shared.params = vacant_row();
+  }
+  if (block.thread >= kEnds && block.thread < kEnds + 2 * Block::kUnit) {
+    const int end = (block.thread - kEnds) / Block::kUnit, place = block.thread % Block::kUnit;
+    const int id = block.id_of(end ? block.num_units - 1 : 0, place);
+    const uint32_t minus_infinity = kMinusInfinityWord<Logit>;
+    Logit token;
+    memcpy(&token, &minus_infinity, sizeof token);
+    if (id >= 0 && id < block.p.vocab_size) token = block.logits[id];
+    reinterpret_cast<Logit*>(&shared.row_ends[end])[place] = token;
+  }
 }
 
 // Bits of the row's mask for 32 tokens from `first_id` on; none outside of the vocabulary.
@@ -49,8 +58,8 @@ __device__ __forceinline__ uint32_t mask_bits(const Block& block, int first_id) 
   return bits == 0 ? at(word) : __funnelshift_r(at(word), at(word + 1), bits);
 }
 
-// Steps 1-4 as a map of the tokens that the stream may take as they are: not masked, and not edited. Edits are
-// a handful beside V: their values are worked out one by one, from their lists.
+// Steps 1-4 as a map of the tokens that the stream may take as they are: not masked, and not edited. Edits
+// are a handful beside V: their values are worked out one by one, from their lists.
 template <class Block>
 __device__ __forceinline__ void make_live_map(Block& block) {
   auto& shared = block.shared;
@@ -76,9 +85,10 @@ __device__ __forceinline__ void make_live_map(Block& block) {
   __syncthreads();
 }
 
-// The one pass over the row: a thread's largest value, NaN if one is.
+// The one pass over the row. What stays are the largest values of each thread, in the block's box, and the
+// first of its edits.
 template <class Block>
-__device__ __forceinline__ ThreadScan find_row_max(Block& block) {
+__device__ __forceinline__ void find_row_max(Block& block) {
   using Logit = typename Block::Logit;
   constexpr int kLoadsInFlight = 4, kStep = Block::kThreads;
   uint32_t raw = kMinusInfinityWord<Logit>, live = raw;
@@ -90,76 +100,65 @@ __device__ __forceinline__ ThreadScan find_row_max(Block& block) {
     for (int w = 0; w < kUnitWords; ++w, bits >>= kWordTokens<Logit>)
       live = max_of_words<Logit>(live, mask_word<Logit>(unit.word[w], bits));
   };
+  // Whole units, without branches: a unit past the end becomes one of the thread's own again, which no
+  // maximum minds. (Not another thread's: the bound counts maxima of distinct tokens.)
   const int own = block.first_unit + block.thread;
-  if (block.aligned) {
-    // Whole units, without branches: a unit past the end becomes one of the thread's own again, which no maximum
-    // minds. (Not another thread's: the bound counts maxima of distinct tokens.)
-    const int end = min(block.end_unit, (block.p.vocab_size + block.shift) / Block::kUnit);
-    const int begin = own == 0 && block.shift > 0 ? own + kStep : own;
+  const int begin = own == 0 && block.shift > 0 ? own + kStep : own;
+  const int end = min(block.end_unit, (block.p.vocab_size + block.shift) / Block::kUnit);
 #pragma unroll 1
-    for (int first = begin; first < end; first += kLoadsInFlight * kStep) {
-      Unit units[kLoadsInFlight];
-      int at[kLoadsInFlight];
+  for (int first = begin; first < end; first += kLoadsInFlight * kStep) {
+    Unit units[kLoadsInFlight];
+    int at[kLoadsInFlight];
 #pragma unroll
-      for (int i = 0; i < kLoadsInFlight; ++i) {
-        at[i] = first + i * kStep < end ? first + i * kStep : first;
-        units[i] = block.load_whole(at[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kLoadsInFlight; ++i) take(units[i], at[i]);
+    for (int i = 0; i < kLoadsInFlight; ++i) {
+      at[i] = first + i * kStep < end ? first + i * kStep : first;
+      units[i] = block.load_whole(at[i]);
     }
-    const int last = block.num_units - 1;  // the ends of the row
-    if (own == 0 && !block.is_whole(0)) take(block.load(0), 0);
-    if (last >= own && last < block.end_unit && (last - own) % kStep == 0 && !block.is_whole(last))
-      take(block.load(last), last);
-  } else {
+#pragma unroll
+    for (int i = 0; i < kLoadsInFlight; ++i) take(units[i], at[i]);
+  }
 #pragma unroll 1
-    for (int unit = own; unit < block.end_unit; unit += kStep) take(block.load(unit), unit);
+  for (int i = 0; i < 2; ++i) {  // the ends
+    const int at = i ? block.num_units - 1 : 0;
+    if (at >= own && at < block.end_unit && (at - own) % kStep == 0 && !block.is_whole(at))
+      take(block.shared.row_ends[i], at);
   }
   if (!block.has_live_map) live = raw;
 
-  ThreadScan scan;
   const float raw_max = max_of_word<Logit>(raw);
   float edited_max = max_of_word<Logit>(live);
-  block.for_each_edit(block.first_edit(), [&](int entry, int32_t id, float value) {
-    if (entry == block.first_edit()) {
-      scan.edit_id = id;
-      scan.edit_value = value;
-    }
-    edited_max = max_nan(edited_max, value);
-  });
+  Candidate first_edit = {0.0f, -1};
+  if (block.first_edit() < block.num_edits) {
+    first_edit = edited_token(block.edited_row(), block.first_edit());
+    if (first_edit.id >= 0) edited_max = max_nan(edited_max, first_edit.value);
+    block.for_each_edit(block.second_edit(),
+                        [&](int32_t, float value) { edited_max = max_nan(edited_max, value); });
+  }
+  block.shared.edits[block.thread] = first_edit;
   const bool bad = !(raw_max < kInfinity);
-  scan.raw_key = bad ? kBadKey : ordered_bits(raw_max);
-  scan.edited_key = bad ? kBadKey : ordered_bits(edited_max);
-  block.own_box().raw_max[block.thread] = scan.raw_key;
-  block.own_box().edited_max[block.thread] = scan.edited_key;
-  return scan;
+  block.own_box().raw_max[block.thread] = bad ? kBadKey : ordered_bits(raw_max);
+  block.own_box().edited_max[block.thread] = bad ? kBadKey : ordered_bits(edited_max);
 }
 
 // ---- thresholds
 // -------------------------------------------------------------------------------------------------
-// The maxima of the threads with this thread's number, one of each block of the group.
-struct ColumnMaxima {
-  uint32_t key[kMaxGroupSize];
-  uint32_t largest;
-};
-
+// The largest of the maxima of the threads with this thread's number, one in each block of the group.
 template <class Block>
-__device__ __forceinline__ ColumnMaxima read_maxima(const Block& block, bool raw) {
-  ColumnMaxima maxima = {};
+__device__ __forceinline__ uint32_t column_max(const Block& block, bool raw) {
+  const uint32_t* own = block.own_max(raw);
+  uint32_t largest = 0;
 #pragma unroll
-  for (int rank = 0; rank < kMaxGroupSize; ++rank) {
+  for (int rank = 0; rank < kMaxGroupSize; ++rank) {  // all loads at once: remote ones take long
     if (rank >= block.group.size) break;
-    const auto& box = block.box(rank);
-    maxima.key[rank] = block.group.read((raw ? box.raw_max : box.edited_max) + block.thread);
-    maxima.largest = max(maxima.largest, maxima.key[rank]);
+    largest = max(largest, block.read_peer(own, rank));
   }
-  return maxima;
+  return largest;
 }
 
+// The largest over all threads of the block.
 template <class Block>
-__device__ __forceinline__ uint32_t largest_key(Block& block, const ColumnMaxima& maxima) {
-  const uint32_t of_warp = __reduce_max_sync(kAllLanes, maxima.largest);
+__device__ __forceinline__ uint32_t largest_key(Block& block, uint32_t key) {
+  const uint32_t of_warp = __reduce_max_sync(kAllLanes, key);
   __syncthreads();  // what was there has been read
   if (block.lane == 0) block.shared.warp_keys[block.warp] = of_warp;
   __syncthreads();
@@ -176,21 +175,19 @@ __device__ __forceinline__ int bin_of(const View& view, float value) {
 // The bin down to which tokens must be collected so that the `count` first are among them: the count-th
 // largest maximum of the threads bounds the count-th largest token from below.
 template <class Block>
-__device__ __forceinline__ int find_last_bin(Block& block, const View& view, const ColumnMaxima& maxima, int count) {
+__device__ __forceinline__ int find_last_bin(Block& block, const View& view, uint32_t own_column_max,
+                                             int count) {
   const auto add = [&](uint32_t key) {
     if (key > kMinusInfinityKey)
       atomicAdd(&block.shared.histogram_low[bin_of(view, block.value_in(view, from_ordered_bits(key)))], 1u);
   };
   if (count <= Block::kThreads / 4) {  // the maxima of columns bound it nearly as well
-    add(maxima.largest);
+    add(own_column_max);
   } else {
-#pragma unroll
-    for (int rank = 0; rank < kMaxGroupSize; ++rank)
-      if (rank < block.group.size) add(maxima.key[rank]);
+#pragma unroll 1
+    for (int rank = 0; rank < block.group.size; ++rank) add(block.read_peer(block.own_max(view.raw), rank));
   }
-  const uint64_t target = static_cast<uint64_t>(count);
-  const int bin = find_crossing(block, false, [&](uint64_t) { return target; }).bin;
-  return min(bin, kBins - 1);
+  return min(find_crossing(block, false, Target::fixed(static_cast<uint64_t>(count))).bin, kBins - 1);
 }
 
 // ---- candidates
@@ -204,9 +201,9 @@ __device__ __forceinline__ void append_candidate(Block& block, float value, int3
 
 // Lists what is left of the view in bins up to view.last_bin. Only threads whose maximum lies there have any.
 template <class Block>
-__device__ __forceinline__ void collect(Block& block, const View& view, const ThreadScan& scan) {
+__device__ __forceinline__ void collect(Block& block, const View& view) {
   using Logit = typename Block::Logit;
-  constexpr int kLoadsInFlight = 4, kStep = Block::kThreads;
+  constexpr int kStep = Block::kThreads;
   auto& shared = block.shared;
   // Every comparison with NaN is false: the open last bin has no end.
   const float end_bin = view.last_bin == kBins - 1 ? not_a_number() : static_cast<float>(view.last_bin + 1);
@@ -214,40 +211,42 @@ __device__ __forceinline__ void collect(Block& block, const View& view, const Th
   const auto take = [&](float value, int32_t id) {
     if (reaches(value) && is_kept(value, id, view.cut)) append_candidate(block, value, id);
   };
-  const float own_max = block.value_in(view, from_ordered_bits(view.raw ? scan.raw_key : scan.edited_key));
+  const float own_max = block.value_in(view, from_ordered_bits(*block.own_max(view.raw)));
   const bool has_hit = own_max > -kInfinity && reaches(own_max);
   if (has_hit) shared.hits[atomicAdd(&shared.num_hits, 1u)] = static_cast<uint16_t>(block.thread);
   __syncthreads();
+  // (thread with a hit) x (unit of that thread), the next one on its way while this one is looked through.
   const int units_per_thread = (block.end_unit - block.first_unit + kStep - 1) / kStep;
-  const int items = block.end_unit > block.first_unit ? static_cast<int>(shared.num_hits) * units_per_thread : 0;
+  const int items =
+      block.end_unit > block.first_unit ? static_cast<int>(shared.num_hits) * units_per_thread : 0;
+  const auto unit_of = [&](int item) {
+    const int hit = item / units_per_thread;
+    return block.first_unit + shared.hits[hit] + (item - hit * units_per_thread) * kStep;
+  };
+  Unit unit, next_unit = {};
+  int at, next = block.end_unit;
+  const auto fetch = [&](int item) {
+    next = item < items ? unit_of(item) : block.end_unit;
+    if (next < block.end_unit) next_unit = block.load(next);
+  };
+  fetch(block.thread);
 #pragma unroll 1
-  for (int first = block.thread; first < items; first += kLoadsInFlight * kStep) {
-    Unit units[kLoadsInFlight];
-    int at[kLoadsInFlight];
-#pragma unroll
-    for (int i = 0; i < kLoadsInFlight; ++i) {
-      const int item = first + i * kStep;
-      at[i] = block.end_unit;
-      if (item < items) {
-        const int hit = item / units_per_thread;
-        at[i] = block.first_unit + shared.hits[hit] + (item - hit * units_per_thread) * kStep;
-      }
-      if (at[i] < block.end_unit) units[i] = block.load(at[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kLoadsInFlight; ++i) {
-      if (at[i] >= block.end_unit) continue;
-      if (!reaches(block.value_in(view, max_of_word<Logit>(word_max<Logit>(units[i]))))) continue;  // most do not
-      const uint32_t tokens = block.tokens_in_view(view, at[i]);
-      for_each_token<Logit>(units[i], [&](float x, int place) {
-        if (tokens >> place & 1) take(block.value_in(view, x), block.id_of(at[i], place));
-      });
-    }
+  for (int item = block.thread; item < items; item += kStep) {
+    unit = next_unit;
+    at = next;
+    fetch(item + kStep);
+    if (at >= block.end_unit) continue;
+    if (!reaches(block.value_in(view, max_of_word<Logit>(word_max<Logit>(unit))))) continue;  // most do not
+    const uint32_t tokens = block.tokens_in_view(view, at);
+    for_each_token<Logit>(unit, [&](float x, int place) {
+      if (tokens >> place & 1) take(block.value_in(view, x), block.id_of(at, place));
+    });
   }
   if (view.raw || !has_hit) return;
-  if (scan.edit_id >= 0) take(block.value_in(view, scan.edit_value), scan.edit_id);
-  block.for_each_edit(block.first_edit() + block.group.size * kStep,
-                      [&](int, int32_t id, float value) { take(block.value_in(view, value), id); });
+  const Candidate first_edit = shared.edits[block.thread];
+  if (first_edit.id >= 0) take(block.value_in(view, first_edit.value), first_edit.id);
+  block.for_each_edit(block.second_edit(),
+                      [&](int32_t id, float value) { take(block.value_in(view, value), id); });
 }
 
 }  // namespace tokenstep::cuda

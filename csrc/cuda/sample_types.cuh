@@ -8,7 +8,7 @@ namespace tokenstep::cuda {
 
 constexpr int kMaxGroupSize = 8;    // blocks that share a row; the largest cluster that every part supports
 constexpr int kBins = 1024;         // of a histogram
-constexpr int kTokensPerBin = 256;  // of one by place in the row
+constexpr int kTokensPerBin = 256;  // of one by place in the row; the last bin has up to 7 more
 static_assert(kBins * kTokensPerBin >= kMaxVocabSize);
 // Bins of values: 36 per nat below the maximum. The last one is open: it begins at 28.4 nats, where every
 // weight is 0 already (2^40 exp(-27.8) < 1).
@@ -29,10 +29,10 @@ struct Candidate {
 
 // Which values a step looks at, and which of them are left.
 struct View {
-  bool raw;                // step 0; else step 5 (step 4 in a greedy row)
-  bool listed;             // all that may be left is in the blocks' lists
-  float x_max;             // largest value
-  int last_bin = kBins - 1;  // the lists hold bins up to this one
+  bool raw;                                 // step 0; else step 5 (step 4 in a greedy row)
+  bool listed;                              // all that may be left is in the blocks' lists
+  float x_max;                              // largest value
+  int last_bin = kBins - 1;                 // the lists hold bins up to this one
   Cut cut = {-0x1.fffffep127f, INT32_MAX};  // at first: everything finite
 };
 
@@ -58,9 +58,25 @@ struct SoftBarrier {  // zero at first; counts in generations, so that it is nev
   uint32_t arrived, generation;
 };
 
+// The blocks of one launch, beside its params.
+struct GroupArgs {
+  int32_t size;           // blocks per row
+  void* boxes;            // kSoft: one Box per block
+  SoftBarrier* barriers;  // kSoft: one per group
+};
+
+struct Task {
+  const SampleParams* p;
+  const GroupArgs* args;
+  int row;
+};
+
 template <int kThreads, GroupMode kMode>
 struct SharedState {
+  Task task;
   RowParams params;
+  Unit row_ends[2];           // the first and the last unit of the row, with -inf outside of it
+  Candidate edits[kThreads];  // of each thread the first of its edits, after step 4; id -1: none
   uint32_t histogram_low[kBins], histogram_high[kBins];  // 64-bit shared atomics would be loops
   Candidate list[kListSize];
   Candidate few[kFewTokens];
@@ -79,15 +95,9 @@ struct SharedState {
   // Then the live map: one bit per token of the block's share of the row.
 };
 
-// The blocks of one launch beside its params.
-struct GroupArgs {
-  int32_t size;           // blocks per row
-  void* boxes;            // kSoft: one Box per block
-  SoftBarrier* barriers;  // kSoft: one per group
-};
-
 template <class Logit>
-__host__ __device__ constexpr int units_of(int vocab_size) {  // a row that begins within a unit needs one more
+__host__ __device__ constexpr int units_of(
+    int vocab_size) {  // a row that begins within a unit needs one more
   return (vocab_size + kUnitTokens<Logit> - 1) / kUnitTokens<Logit> + 1;
 }
 // Whole warps of units, so that 32 neighbours lie in one bin by place.

@@ -1,12 +1,12 @@
-// The pass that weighs every token of the view: what log probabilities need, and draws and nuclei that no list
-// holds. About 17 instructions a token; sums are integers, so that nothing depends on who adds what.
+// The pass that weighs every token of the view: what log probabilities need, and draws and nuclei that no
+// list holds. About 17 instructions a token; sums are integers, so that nothing depends on who adds what.
 #pragma once
 #include "cuda/sample_scan.cuh"
 
 namespace tokenstep::cuda {
 
-// Weights below 2^28 add up in 32 bits over a unit of 8 tokens: those of values this far below the maximum, with
-// 2^-0.9 to spare for the polynomial.
+// Weights below 2^28 add up in 32 bits over a unit of 8 tokens: those of values this far below the maximum,
+// with 2^-0.9 to spare for the polynomial.
 constexpr float kNarrowDistance = -9.0f;
 
 // Sum over the lanes of values below 2^44.
@@ -19,8 +19,8 @@ __device__ __forceinline__ uint64_t warp_sum_44(uint64_t value) {
 
 // Weight of the tokens of one unit that `tokens` names and that are at least `least`.
 template <class Block, bool kRaw>
-__device__ __forceinline__ uint64_t weigh_unit(const Block& block, const Unit& unit, uint32_t tokens, float x_max,
-                                               float least) {
+__device__ __forceinline__ uint64_t weigh_unit(const Block& block, const Unit& unit, uint32_t tokens,
+                                               float x_max, float least) {
   using Logit = typename Block::Logit;
   const auto weights = [&](auto add) {
 #pragma unroll
@@ -69,7 +69,7 @@ __device__ __forceinline__ uint64_t weigh(Block& block, const View& view, Visit 
     }
   }
   if constexpr (!kRaw)
-    block.for_each_edit(block.first_edit(), [&](int, int32_t id, float value) {
+    block.for_each_edit(block.first_edit(), [&](int32_t id, float value) {
       value = block.value_in(view, value);
       if (!(value >= least)) return;
       const uint64_t sum = weight(distance_from_max(value, x_max));

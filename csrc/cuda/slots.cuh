@@ -8,7 +8,8 @@ namespace tokenstep::cuda {
 
 // One block. The old history's counts become zero before the new one's are written.
 constexpr unsigned kSlotThreads = 512;
-__global__ void __launch_bounds__(kSlotThreads) update_slot_kernel(const __grid_constant__ SlotUpdate update) {
+__global__ void __launch_bounds__(kSlotThreads)
+    update_slot_kernel(const __grid_constant__ SlotUpdate update) {
   const int thread = static_cast<int>(threadIdx.x);
   clear_history(*update.slot, thread, kSlotThreads);
   __syncthreads();

@@ -42,6 +42,8 @@ T* map_to_peer(T* pointer, uint32_t rank) {
   return reinterpret_cast<T*>(simt::peer(pointer, rank));
 }
 
+inline uint32_t load_from_peer(const uint32_t* pointer, uint32_t rank) { return *map_to_peer(pointer, rank); }
+
 // ---- global memory ----------------------------------------------------------------------------------------
 // -------------------------------------------------------------------------------------------------------------
 inline uint32_t load_acquire(const uint32_t* address) { return simt::load_acquire(address); }
@@ -52,6 +54,7 @@ inline uint4 load_streaming(const void* address) {
   simt::load_noncoherent(address, &value, sizeof value);
   return value;
 }
+inline uint4 load_once(const void* address) { return *static_cast<const uint4*>(address); }
 inline void prefetch_l2(const void*) {}
 
 // ---- cp.async ---------------------------------------------------------------------------------------------

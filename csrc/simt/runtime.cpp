@@ -1,5 +1,5 @@
-// CUDA's run-time library as far as the launchers and bindings use it (csrc/cuda/runtime.h), for the emulator: its
-// device is a small one of the newest kind, and its memory is the host's.
+// CUDA's run-time library as far as the launchers and bindings use it (csrc/cuda/runtime.h), for the
+// emulator: its device is a small one of the newest kind, and its memory is the host's.
 #include "cuda/runtime.h"
 
 #include <cstdlib>

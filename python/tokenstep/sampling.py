@@ -249,9 +249,9 @@ class Sampler:
 
     Each step draws one token for some of the rows, adds it to their histories and moves their positions on.
     What a row gives is what :func:`sample` gives with that row's parameters, history and position. Memory: 96
-    bytes a row; from the first request with penalties in a row on, 8 bytes per vocabulary entry for it (on the
-    CPU address space, of which only the pages that hold the ids seen are ever touched). One thread at a time
-    may use a sampler.
+    bytes a row; from the first request with penalties in a row on, 8 bytes per vocabulary entry for it (on
+    the CPU address space, of which only the pages that hold the ids seen are ever touched). One thread at a
+    time may use a sampler.
 
     On a GPU all of it is device memory. ``admit`` and ``release`` are enqueued on torch's current stream and
     wait for nothing; ``step`` with ``out`` is one kernel launch, and can be captured in a CUDA graph that is
@@ -286,9 +286,8 @@ class Sampler:
             raise RuntimeError(f"tokenstep.Sampler: device = {str(device)!r}, but {reason}")
         number = int(index) if index else _native.cuda.current_device()
         if number >= _native.cuda.num_devices():
-            raise ValueError(
-                f"tokenstep.Sampler: device = {str(device)!r}, expected less than {_native.cuda.num_devices()} GPUs"
-            )
+            count = _native.cuda.num_devices()
+            raise ValueError(f"tokenstep.Sampler: device = {str(device)!r}, but there are {count} GPUs")
         self._native = _native.cuda.Sampler(max_rows, vocab_size, number)
 
     @property
@@ -396,7 +395,7 @@ def _like(logits: Array, a: Any) -> Any:
 
 
 def _module_for(logits: Array) -> Any:
-    """The compiled module of the device that the logits are on; that of the CPU says what is wrong with others."""
+    """The compiled module of the logits' device; that of the CPU says what is wrong with others."""
     if _native.cuda is None or isinstance(logits, np.ndarray):
         return _native.cpu
     on_gpu = getattr(logits, "is_cuda", None)  # of torch, in tens of nanoseconds
