@@ -224,9 +224,8 @@ def _add_rope(writer: GGUFWriter, rope: Mapping[str, Any], head_dim: int) -> Non
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
-        if "attention_factor" in rope:  # llama.cpp's multiplies what follows from the factor
-            implied = 0.1 * math.log(rope["factor"]) + 1
-            writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"] / implied)
+        if "attention_factor" in rope:
+            writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
     elif rope["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, head_dim))
 

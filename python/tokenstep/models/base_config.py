@@ -237,7 +237,9 @@ def gguf_rope(
     if kind == "linear":
         return RopeConfig(theta, "linear", factor)
     fields.refuse(".rope.scaling.yarn_log_multiplier", "YaRN with its own temperature")
-    attention_factor = yarn_attention_factor(factor) * fields.positive(".rope.scaling.attn_factor", 1.0)
+    # the first is config.json's attention_factor, the second multiplies whatever it is
+    attention_factor = fields.positive(".rope.scaling.yarn_attn_factor", yarn_attention_factor(factor))
+    attention_factor *= fields.positive(".rope.scaling.attn_factor", 1.0)
     if not math.isclose(fields.number(".rope.scaling.yarn_ext_factor", 1.0), 1.0):
         raise fields.unsupported(".rope.scaling.yarn_ext_factor", "1")
     return RopeConfig(
