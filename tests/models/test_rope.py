@@ -75,11 +75,13 @@ def test_gguf_files_may_scale_the_attention_factor_of_yarn() -> None:
     assert factor(yarn_attn_factor=1.5, attn_factor=2.0) == 3.0
 
 
-def test_older_gguf_files_name_the_linear_factor_alone() -> None:
+def test_gguf_files_may_leave_out_the_kind_of_scaling() -> None:
     def rope(**values: Any) -> Any:
-        keys = {f"llama.rope.{name}": value for name, value in values.items()}
+        keys = {f"llama.rope.{name.replace('__', '.')}": value for name, value in values.items()}
         return gguf_rope(Fields(keys, "", prefix="llama"), 256, 16, ())
 
-    assert rope(scale_linear=4.0).factor == 4.0
-    assert rope(scale_linear=4.0).kind == "linear"
-    assert rope(scale_linear=1.0) == rope()
+    linear = rope(scaling__type="linear", scaling__factor=4.0)
+    assert (linear.kind, linear.factor) == ("linear", 4.0)
+    assert rope(scaling__factor=4.0) == rope(scale_linear=4.0) == linear
+    assert rope(scaling__type="none", scaling__factor=4.0) == rope(scale_linear=1.0) == rope()
+    assert rope().kind == "default"
