@@ -289,7 +289,7 @@ def load_or_refuse(path: Path) -> None:
     assert message.startswith("tokenstep.load: ")
 
 
-@settings(max_examples=400, **FUZZ)
+@settings(max_examples=250, **FUZZ)
 @given(changes=st.lists(edits(), min_size=1, max_size=4))
 def test_any_damage_to_a_header_is_read_or_refused(
     write: Callable[[bytes], Path], header_only: bytes, changes: list[Edit]
@@ -307,7 +307,7 @@ def test_any_damage_to_a_header_is_read_or_refused(
     ("begin", "end"),
     [("general.architecture", "tokenizer.ggml.tokens"), ("tokenizer.ggml.tokens", "blk.2.ffn_down.weight")],
 )
-@settings(max_examples=250, **FUZZ)
+@settings(max_examples=150, **FUZZ)
 @given(changes=st.lists(edits(), min_size=1, max_size=3))
 def test_any_damage_to_a_model_is_loaded_or_refused(
     write: Callable[[bytes], Path], whole: bytes, changes: list[Edit], begin: str, end: str
@@ -398,7 +398,7 @@ def test_a_shard_whose_header_is_longer_than_the_file_is_refused(folder: Path, l
         load(folder)
 
 
-@settings(max_examples=150, **FUZZ)
+@settings(max_examples=80, **FUZZ)
 @given(changes=st.lists(edits(), min_size=1, max_size=3))
 def test_any_damage_to_a_shard_s_header_is_loaded_or_refused(folder: Path, changes: list[Edit]) -> None:
     shard = shards(folder)[0]

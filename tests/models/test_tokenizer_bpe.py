@@ -96,7 +96,7 @@ def test_the_texts_tell_the_families_apart() -> None:
     """Any two different definitions give some text different ids: a mixed up entry would show."""
 
     def ids(name: str) -> list[list[int]]:
-        return [encoding.ids for encoding in published(name).encode_batch(texts(SPECIAL + USER_DEFINED))]
+        return [encoding.ids for encoding in published(name).encode_batch(texts(SPECIAL + USER_DEFINED)[::3])]
 
     encoded = {name: ids(name) for name in PUBLISHED}
     for first, second in itertools.combinations(PUBLISHED, 2):
