@@ -15,7 +15,7 @@ from tokenstep.models import ModelFileError, UnsupportedConfig, load
 NAN, INFINITY = float("nan"), float("inf")
 UNSUPPORTED: list[tuple[str, str, Any, str]] = [
     ("general.architecture", "add_string", "mamba", r"= 'mamba', expected one of 'llama', 'qwen2', 'qwen3'"),
-    ("split.count", "add_uint16", 4, r"= 4, expected it absent \(one file; llama-gguf-split --merge"),
+    ("split.count", "add_uint16", 4, r"= 4, expected 1 \(llama-gguf-split --merge"),
     ("llama.expert_count", "add_uint32", 8, r"= 8, expected it absent \(a model without experts"),
     ("llama.attention.causal", "add_bool", False, r"= False, expected true"),
     ("llama.attention.scale", "add_float32", 0.5, r"= 0\.5, expected it absent"),
@@ -78,6 +78,10 @@ def test_the_key_and_its_value_are_named(
     path = with_key(tmp_path / "tiny.gguf", key, method, value)
     with pytest.raises(kind, match=rf"^tokenstep\.load: tiny\.gguf: {key} ?{message}"):
         load(path)
+
+
+def test_a_split_model_of_one_part_is_whole(tmp_path: Path) -> None:
+    assert load(with_key(tmp_path / "tiny.gguf", "split.count", "add_uint16", 1)).config.num_layers == 3
 
 
 def test_a_token_may_not_be_twice_in_the_vocabulary(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 GGUF_ROPE_KINDS = ("none", "linear", "yarn")
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 GGUF_REFUSED = {
-    "split.count": "one file; llama-gguf-split --merge makes one of a split model",
     ".expert_count": "a model without experts",
     ".attention.scale": "scores scaled by the head size",
     ".logit_scale": "logits as the head gives them",
@@ -168,6 +167,8 @@ def gguf_base(
         )
     for name, why in GGUF_REFUSED.items():
         fields.refuse(name, why)
+    if fields.integer("split.count", 1, minimum=0) > 1:
+        raise fields.unsupported("split.count", "1 (llama-gguf-split --merge makes one file of all)")
     if not fields.flag(".attention.causal", True):
         raise fields.unsupported(".attention.causal", "true")
     hidden_size = fields.integer(".embedding_length")
