@@ -60,13 +60,15 @@ class Memory {
   void end_group();
   void forget();
 
-  char* shared(const Block& block) const { return shared_.get() + block.number * shared_stride_; }
+  char* shared(const Block& block) const { return shared_.get() + kGap + block.number * shared_stride_; }
   bool is_shared(uintptr_t address) const { return address - shared_begin() < shared_size_; }
 
   // The current thread is about to access memory; ends the launch if it must not. `code` is where in the
   // program.
   void access(const void* address, size_t bytes, Access access, uint32_t code);
-  void expect_aligned(const void* address, size_t alignment, uint32_t code);
+  void expect_aligned(const void* address, size_t alignment, uint32_t code) {
+    if (reinterpret_cast<uintptr_t>(address) & (alignment - 1)) fail_misaligned(address, alignment, code);
+  }
   // A cp.async of the current thread has been waited for: the bytes are there.
   void deliver(const void* address, size_t bytes, uint32_t code);
   // The shared memory that holds `address`, of the block with another rank in the cluster.
@@ -77,6 +79,7 @@ class Memory {
   ClockRef* find_published(const void* address);
 
  private:
+  static constexpr size_t kGap = 4096;  // around each block's shared memory
   struct Page {
     Word words[1024];
   };
@@ -88,6 +91,7 @@ class Memory {
   void touch(Word& word, uint8_t bytes, Access access, uint32_t code, uintptr_t address);
   void record(Word& word, const Stamp& stamp);
   Text describe(uintptr_t address) const;
+  [[noreturn]] void fail_misaligned(const void* address, size_t alignment, uint32_t code);
   [[noreturn]] void fail_race(const Stamp& before, Access access, uint32_t code, uintptr_t address);
 
   struct Free {

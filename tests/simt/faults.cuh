@@ -81,6 +81,21 @@ __global__ void shared_out_of_bounds(Buffers b) {
 }
 
 template <bool kFault>
+__global__ void shared_below_its_start(Buffers b) {
+  shared_ints()[thread() - kFault] = 1;
+  b.out[thread()] = shared_ints()[thread() - kFault];
+}
+
+template <bool kFault>
+__global__ void shared_across_its_end(Buffers b) {
+  int* words = shared_ints();
+  for (int i = thread(); i < 82; i += threads()) words[i] = 1;
+  __syncthreads();
+  const int4 last = *reinterpret_cast<const int4*>(words + (kFault ? 80 : 76));
+  b.out[thread()] = last.x + last.y + last.z + last.w;
+}
+
+template <bool kFault>
 __global__ void shared_memory_that_nobody_wrote(Buffers b) {
   if (kFault ? thread() > 0 : thread() >= 0) shared_ints()[thread()] = 1;
   __syncthreads();
