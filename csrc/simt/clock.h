@@ -20,8 +20,7 @@ struct Clock {
   static void recycle(Clock* clock);  // thousands come and go in a launch
 };
 
-// A counted reference. Not std::shared_ptr: its counts are atomic, and 32 of them change at each
-// __syncwarp().
+// A counted reference; std::shared_ptr's counts are atomic, and 32 of them change at each __syncwarp().
 class ClockRef {
  public:
   ClockRef() = default;

@@ -119,8 +119,7 @@ void Machine::prepare(uint32_t first_block, uint32_t num_blocks) {
   memory.begin_group(blocks_, num_threads_);
 }
 
-// Ends a group. Ticks go on from one to the next, so that what the last left in the shadow of memory is seen
-// to be old.
+// Ends a group. Ticks go on from one to the next: what is left in the shadow of memory is seen to be old.
 void Machine::retire_ticks() {
   uint32_t last_tick = first_tick_;
   for (Thread& thread : std::span(threads_).first(num_threads_)) {
@@ -161,7 +160,6 @@ void Machine::leave() {
 }
 
 // ---- who runs next ----------------------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------------------
 
 void Machine::run_next() {
   Thread* const thread = scheduler_.next();
@@ -216,7 +214,6 @@ void Machine::order(std::span<Thread* const> threads) {
 }
 
 // ---- errors -----------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------
 
 // Leaves the fiber for good. Nothing on a fiber's stack owns anything: neither device code nor the emulator
 // may hold memory there while another fiber can run.

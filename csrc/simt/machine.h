@@ -1,10 +1,8 @@
-// The launch in progress: its blocks, warps and threads, who may run next, and what ends it when a kernel
-// breaks a rule.
+// The launch in progress: its blocks, warps and threads, and what ends it when a kernel breaks a rule.
 //
 // Blocks that may wait for one another (a cluster, or all of a cooperative grid) are a group and run
-// together; groups run one after another. Threads run in random order between synchronisations, and whole
-// warps and blocks are held back for long random stretches: an evenly random order would keep them in step,
-// and nothing would ever be late.
+// together; groups run one after another, in random order, and their accesses are not compared with each
+// other.
 #pragma once
 #include <array>
 #include <cstdarg>
@@ -35,8 +33,7 @@ struct Barrier {
 };
 constexpr uint32_t kBarriers = 16;
 
-// A cluster's barrier has two halves: a thread arrives, may go on, and waits later for the others to have
-// arrived.
+// A cluster's barrier has two halves: a thread arrives, may go on, and later waits until all have arrived.
 struct SplitBarrier {
   uint32_t phase = 0, arrived = 0;
   std::vector<Thread*> waiting;
@@ -136,7 +133,7 @@ class Machine {
   }
   uint32_t first_tick() const { return first_tick_; }
 
-  // Ends the launch with an error that says which kernel, block and thread; never returns. No argument may
+  // Ends the launch with an error that says which kernel, block and thread. Never returns: no argument may
   // own memory.
   [[noreturn, gnu::format(printf, 2, 3)]] void fail(const char* format, ...);
   // The same for the host, when the group has ended.

@@ -52,7 +52,6 @@ void for_each_word(uintptr_t address, size_t bytes, F f) {
 }  // namespace
 
 // ---- the life of a launch ---------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------
 
 void Memory::begin_launch(const LaunchConfig& config) {
   shared_bytes_ = config.shared_bytes;
@@ -110,7 +109,6 @@ void Memory::forget() {
 }
 
 // ---- accesses ---------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------
 
 void Memory::access(const void* pointer, size_t bytes, Access access, uint32_t code) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
@@ -256,7 +254,6 @@ ClockRef* Memory::find_published(const void* address) {
 }
 
 // ---- messages ---------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------
 
 Text Memory::describe(uintptr_t address) const {
   if (!is_shared(address)) return {"global memory at 0x%zx", static_cast<size_t>(address)};
