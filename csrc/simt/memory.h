@@ -4,9 +4,8 @@
 //
 // - in shared memory: reads of bytes that nobody wrote; accesses out of bounds, to a block outside of the
 //   cluster, to one that may not have started or may have left; races between threads of the cluster;
-// - in global memory: accesses outside of the launch's buffers, writes to read-only ones; races between
-// threads
-//   of a group, with fences and atomics taken into account; non-coherent loads of what the launch wrote;
+// - in global memory: accesses outside of the launch's buffers, writes to read-only ones; non-coherent loads
+//   of what the launch wrote; races between threads of a group, with fences and atomics taken into account;
 // - in both: misaligned accesses; touching bytes that a cp.async has not delivered yet.
 //
 // What the compiler leaves as a call of memcpy() or memset() is not seen.
