@@ -98,7 +98,11 @@ def test_a_sentencepiece_vocabulary_without_scores_is_refused(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("factors", "message"),
-    [([1.0] * 4, "has 4 values, expected 8"), ([1.0] * 7 + [0.0], "has 8 values, expected 8, all > 0")],
+    [
+        ([1.0] * 4, "has 4 values, expected 8"),
+        ([1.0] * 7 + [0.0], "has 8 values, expected 8, all > 0"),
+        ([1.0] * 7 + [NAN], "has 8 values, expected 8, all > 0"),
+    ],
 )
 def test_frequency_factors_of_the_wrong_number_or_sign_are_refused(
     tmp_path: Path, factors: list[float], message: str
@@ -114,6 +118,7 @@ def test_frequency_factors_of_the_wrong_number_or_sign_are_refused(
 def test_frequency_factors_beside_another_scaling_are_refused(tmp_path: Path) -> None:
     def edit(writer: GGUFWriter) -> None:
         writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_float32("llama.rope.scaling.factor", 2.0)
         writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32))
 
     path = write_gguf(build("llama"), tmp_path / "tiny.gguf", metadata=edit)
