@@ -1,8 +1,9 @@
 """What a call costs before any work is done: ns per call by way of binding, for 1, 5 and 20 torch tensors.
 
 Builds one function, the sum of its arguments' addresses, with nanobind (the package's tensor reader, and
-nb::ndarray) and with pybind11 (DLPack capsules, and plain integers from ``data_ptr()``), and calls the package's
-reader through ``torch.ops`` as well. Then the ops themselves, on inputs so small that the call is all there is.
+nb::ndarray) and with pybind11 (DLPack capsules, and plain integers from ``data_ptr()``), and calls the
+package's reader through ``torch.ops`` as well. Then the ops themselves, on inputs so small that the call is
+all there is.
 
     python bench/overhead.py [--json FILE]
 """

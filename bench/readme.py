@@ -1,7 +1,7 @@
 """Writes the README's table of results from the kept measurements, so that no number there is typed by hand.
 
-    python bench/readme.py            # writes
-    python bench/readme.py --check    # fails if the README says anything else
+python bench/readme.py            # writes
+python bench/readme.py --check    # fails if the README says anything else
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def table() -> str:
         lines.append(f"| {case['mode']} | {times[OURS]:,.0f} | {times[OURS] / times[FLOOR]:.2f} | {peer} |")
     lines += [
         "",
-        f"| attention: one decode step, context {CONTEXT}, bfloat16, pages of {BLOCK_SIZE} | µs | % of read bandwidth "
-        "| times faster than torch SDPA |",
+        f"| attention: one decode step, context {CONTEXT}, bfloat16, pages of {BLOCK_SIZE} | µs "
+        "| % of read bandwidth | times faster than torch SDPA |",
         "|---|---|---|---|",
     ]
     for case, times in _cases(attention, dtype="bfloat16", context=CONTEXT, block_size=BLOCK_SIZE):
         lines.append(
-            f"| {case['model']}, batch {case['batch']} | {times[OURS]:,.0f} | {100 * times[FLOOR] / times[OURS]:.0f} "
-            f"| {times['torch'] / times[OURS]:.1f} |"
+            f"| {case['model']}, batch {case['batch']} | {times[OURS]:,.0f} "
+            f"| {100 * times[FLOOR] / times[OURS]:.0f} | {times['torch'] / times[OURS]:.1f} |"
         )
     m = sample.machine
     lines += [
         "",
-        f"Medians, memory-cold, on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), {m['date']}, "
-        f"commit {m['commit']}; peers, floor and tokenstep in turn in the same run.",
+        f"Medians, memory-cold, on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), "
+        f"{m['date']}, commit {m['commit']}; peers, floor and tokenstep in turn in the same run.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -54,9 +54,7 @@ def _cases(report: Report, **wanted: Any) -> list[tuple[dict[str, Any], dict[str
     """The cases with these values, with all threads."""
     threads = max(case["threads"] for case, _ in report.cases())
     wanted["threads"] = threads
-    return [
-        (case, times) for case, times in report.cases() if all(case[k] == v for k, v in wanted.items())
-    ]
+    return [(case, times) for case, times in report.cases() if all(case[k] == v for k, v in wanted.items())]
 
 
 def main() -> int:
@@ -71,7 +69,10 @@ def main() -> int:
     new = before + BEGIN + table() + END + after
     if args.check:
         if new != text:
-            print("README.md: its results are not those of bench/results: run python bench/readme.py", file=sys.stderr)
+            print(
+                "README.md: its results are not those of bench/results: run python bench/readme.py",
+                file=sys.stderr,
+            )
         return int(new != text)
     readme.write_text(new)
     return 0

@@ -1,5 +1,5 @@
-// The same function with pybind11, which has no tensor type: either the caller passes addresses, or the function asks
-// each tensor for a DLPack capsule.
+// The same function with pybind11, which has no tensor type: either the caller passes addresses, or the
+// function asks each tensor for a DLPack capsule.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>

@@ -22,8 +22,9 @@ NB_MODULE(_C, m) {
 
   m.attr("numerics_version") = tokenstep::kNumericsVersion;
   m.attr("cuda_state") = TOKENSTEP_CUDA_STATE;
-  m.def("isa", [] { return tokenstep::cpu::name_of(tokenstep::cpu::active_isa()); },
-        "Name of the instruction set in use.");
+  m.def(
+      "isa", [] { return tokenstep::cpu::name_of(tokenstep::cpu::active_isa()); },
+      "Name of the instruction set in use.");
   m.def("set_isa", &tokenstep::cpu::set_isa, nb::arg("name"),
         "Use another instruction set ('' chooses again); for tests and measurements.");
   m.def("num_threads", &tokenstep::cpu::num_threads, "Threads that one op may use.");

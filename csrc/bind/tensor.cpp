@@ -10,7 +10,8 @@
 
 namespace tokenstep::bind {
 
-// ---- the ABI of DLPack 1.3's exchange table (https://dmlc.github.io/dlpack/latest/c_api.html) ----------------------
+// ---- the ABI of DLPack 1.3's exchange table (https://dmlc.github.io/dlpack/latest/c_api.html)
+// ----------------------
 struct ManagedTensor {  // DLManagedTensorVersioned
   uint32_t version_major, version_minor;
   void* manager_context;
@@ -41,17 +42,16 @@ struct TypeRecord {
   bool is_plain_torch = false;  // torch.Tensor or Parameter themselves; subclasses may lie about their memory
 };
 
-const TypeRecord& record_of(nb::handle source) {
+const TypeRecord& record_of_type(nb::handle handle) {
   // The exchange table lives as long as its type, and types are kept alive here: an address is never reused.
   static auto* records = new std::unordered_map<PyObject*, TypeRecord>;
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(source.ptr()));
-  if (const auto it = records->find(type); it != records->end()) return it->second;
+  if (const auto it = records->find(handle.ptr()); it != records->end()) return it->second;
 
   TypeRecord record;
-  const nb::handle handle(type);
   nb::object capsule = nb::getattr(handle, "__dlpack_c_exchange_api__", nb::none());
   if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
-    const auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    const auto* api =
+        static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     while (api && api->version_major != 1) api = api->previous;
     record.exchange = api;
   }
@@ -60,16 +60,23 @@ const TypeRecord& record_of(nb::handle source) {
     const std::string name = nb::cast<std::string>(nb::str(nb::getattr(base, "__name__", nb::str(""))));
     const bool is_tensor = (module == "torch" && name == "Tensor");
     record.is_torch |= is_tensor;
-    if (base.is(handle)) record.is_plain_torch = is_tensor || (module == "torch.nn.parameter" && name == "Parameter");
+    if (base.is(handle))
+      record.is_plain_torch = is_tensor || (module == "torch.nn.parameter" && name == "Parameter");
   }
   handle.inc_ref();
-  return records->emplace(type, record).first->second;
+  return records->emplace(handle.ptr(), record).first->second;
+}
+
+const TypeRecord& record_of(nb::handle source) {
+  return record_of_type(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr())));
 }
 
 DType dtype_from(nb::dlpack::dtype dtype) {
   using Code = nb::dlpack::dtype_code;
   if (dtype.lanes != 1) return DType::kOther;
-  const auto is = [&](Code code, int bits) { return dtype.code == static_cast<uint8_t>(code) && dtype.bits == bits; };
+  const auto is = [&](Code code, int bits) {
+    return dtype.code == static_cast<uint8_t>(code) && dtype.bits == bits;
+  };
   if (is(Code::Float, 32)) return DType::kFloat32;
   if (is(Code::Float, 16)) return DType::kFloat16;
   if (is(Code::Bfloat, 16)) return DType::kBFloat16;
@@ -133,22 +140,25 @@ std::string take_python_error() {  // the pending exception's text; clears it
 
 PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 
-// The exchange table hands these over without complaint, though their memory does not hold their values, or though
-// writing through it would escape autograd.
-void refuse_unusable_torch_tensor(const char* op, const char* argument, nb::handle source, const TypeRecord& record) {
+// The exchange table hands these over without complaint, though their memory does not hold their values, or
+// though writing through it would escape autograd.
+void refuse_unusable_torch_tensor(const char* op, const char* argument, nb::handle source,
+                                  const TypeRecord& record) {
   static PyObject* const kRequiresGrad = interned("requires_grad");
   static PyObject* const kIsNeg = interned("is_neg");
   if (!record.is_plain_torch)
-    raise<TypeError>(op, "%s is a %s, expected a plain torch.Tensor: a subclass may keep its values elsewhere", argument,
-                     python_type_name(source).c_str());
+    raise<TypeError>(op,
+                     "%s is a %s, expected a plain torch.Tensor: a subclass may keep its values elsewhere",
+                     argument, python_type_name(source).c_str());
   const nb::object requires_grad = nb::steal(PyObject_GetAttr(source.ptr(), kRequiresGrad));
   const nb::object is_neg = nb::steal(PyObject_CallMethodObjArgs(source.ptr(), kIsNeg, nullptr));
   if (!requires_grad.is_valid() || !is_neg.is_valid()) throw nb::python_error();
   if (requires_grad.ptr() != Py_False)
-    raise<TypeError>(op, "%s requires grad, expected a tensor without it: pass %s.detach()", argument, argument);
-  if (is_neg.ptr() != Py_False)
-    raise<TypeError>(op, "%s is a negative view, expected its values in memory: pass %s.resolve_neg()", argument,
+    raise<TypeError>(op, "%s requires grad, expected a tensor without it: pass %s.detach()", argument,
                      argument);
+  if (is_neg.ptr() != Py_False)
+    raise<TypeError>(op, "%s is a negative view, expected its values in memory: pass %s.resolve_neg()",
+                     argument, argument);
 }
 
 void take_view(Tensor& out, const nb::dlpack::dltensor& view) {
@@ -177,7 +187,8 @@ Tensor tensor_from(const char* op, const char* argument, nb::handle source, Acce
   const TypeRecord& record = record_of(source);
   if (record.is_torch) refuse_unusable_torch_tensor(op, argument, source, record);
   if (record.exchange) {
-    nb::dlpack::dltensor view;  // its shape and strides are the tensor's own: copied before anything else runs
+    nb::dlpack::dltensor
+        view;  // its shape and strides are the tensor's own: copied before anything else runs
     if (record.exchange->dltensor_from_object(source.ptr(), &view) != 0)
       raise<TypeError>(op, "%s cannot be read: %s", argument, take_python_error().c_str());
     out.exchange = record.exchange;
@@ -186,14 +197,14 @@ Tensor tensor_from(const char* op, const char* argument, nb::handle source, Acce
   }
   // nanobind would also take objects of the plain buffer protocol (bytes, array.array); arrays speak DLPack.
   if (!nb::hasattr(source, "__dlpack__"))
-    raise<TypeError>(op, "%s is a %s, expected an array that speaks DLPack (torch, NumPy, CuPy, JAX)", argument,
-                     python_type_name(source).c_str());
+    raise<TypeError>(op, "%s is a %s, expected an array that speaks DLPack (torch, NumPy, CuPy, JAX)",
+                     argument, python_type_name(source).c_str());
   if (!nb::try_cast(source, out.keep_alive)) {
     PyErr_Clear();
     nb::object capsule = nb::steal(PyObject_CallMethod(source.ptr(), "__dlpack__", nullptr));
     const std::string reason = capsule.is_valid() ? "its DLPack form is not understood" : take_python_error();
-    raise<TypeError>(op, "%s is a %s that cannot be read through DLPack: %s", argument, python_type_name(source).c_str(),
-                     reason.c_str());
+    raise<TypeError>(op, "%s is a %s that cannot be read through DLPack: %s", argument,
+                     python_type_name(source).c_str(), reason.c_str());
   }
   if (access == Access::kWrite) {
     nb::ndarray<> writable;
@@ -216,15 +227,17 @@ Tensor tensor_from(const char* op, const char* argument, nb::handle source, Acce
   return out;
 }
 
-// ---- checks -------------------------------------------------------------------------------------------------------
+// ---- checks
+// -------------------------------------------------------------------------------------------------------
 const Tensor& Tensor::expect_dtype(std::initializer_list<DType> allowed) const {
   std::string names;
   for (const DType want : allowed) {
     if (dtype == want) return *this;
     names += (names.empty() ? "" : " or ") + std::string(name_of(want));
   }
-  const std::string got = dtype == DType::kOther ? nb::cast<std::string>(nb::str(nb::getattr(source, "dtype", nb::none())))
-                                                 : std::string(name_of(dtype));
+  const std::string got = dtype == DType::kOther
+                              ? nb::cast<std::string>(nb::str(nb::getattr(source, "dtype", nb::none())))
+                              : std::string(name_of(dtype));
   raise<TypeError>(op, "%s has dtype %s, expected %s", argument, got.c_str(), names.c_str());
 }
 
@@ -243,36 +256,41 @@ const Tensor& Tensor::expect_shape(std::initializer_list<int64_t> expected, cons
     wanted += (i++ ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
   }
   if (same) return *this;
-  raise<ValueError>(op, "%s has shape %s, expected [%s] = %s", argument, shape_text(*this).c_str(), wanted.c_str(), names);
+  raise<ValueError>(op, "%s has shape %s, expected [%s] = %s", argument, shape_text(*this).c_str(),
+                    wanted.c_str(), names);
 }
 
 const Tensor& Tensor::expect_contiguous_last_axis() const {
-  if (ndim > 0 && shape[ndim - 1] > 1 && stride[ndim - 1] != 1)
-    raise<ValueError>(op, "%s has stride %lld along its last axis, expected 1 (a contiguous last axis)", argument,
-                      static_cast<long long>(stride[ndim - 1]));
+  if (!empty() && ndim > 0 && shape[ndim - 1] > 1 && stride[ndim - 1] != 1)
+    raise<ValueError>(op, "%s has stride %lld along its last axis, expected 1 (a contiguous last axis)",
+                      argument, static_cast<long long>(stride[ndim - 1]));
   return *this;
 }
 
 const Tensor& Tensor::expect_contiguous() const {
+  if (empty()) return *this;
   int64_t packed = 1;
   for (int i = ndim - 1; i >= 0; --i) {
     if (shape[i] > 1 && stride[i] != packed)
       raise<ValueError>(op, "%s has stride %lld along axis %d, expected %lld (a contiguous array)", argument,
                         static_cast<long long>(stride[i]), i, static_cast<long long>(packed));
-    packed *= shape[i] > 0 ? shape[i] : 1;
+    packed *= shape[i];
   }
   return *this;
 }
 
 const Tensor& Tensor::expect_same_device(const Tensor& other) const {
   if (device_type != other.device_type || device_id != other.device_id)
-    raise<ValueError>(op, "%s is on %s, expected %s like %s", argument, device_name(device_type, device_id).c_str(),
+    raise<ValueError>(op, "%s is on %s, expected %s like %s", argument,
+                      device_name(device_type, device_id).c_str(),
                       device_name(other.device_type, other.device_id).c_str(), other.argument);
   return *this;
 }
 
-// ---- out ----------------------------------------------------------------------------------------------------------
-nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list<int64_t> shape, Tensor& view) {
+// ---- out
+// ----------------------------------------------------------------------------------------------------------
+nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list<int64_t> shape,
+                          Tensor& view) {
   std::array<int64_t, kMaxDims> sizes{};
   std::copy(shape.begin(), shape.end(), sizes.begin());
   if (like.exchange) {
@@ -287,7 +305,8 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
       *static_cast<std::string*>(context) = std::string(kind) + ": " + message;
     };
     if (like.exchange->allocate(&prototype, &managed, &reason, set_error) != 0)
-      throw std::runtime_error(std::string("tokenstep.") + like.op + ": out of memory for an output: " + reason);
+      throw std::runtime_error(std::string("tokenstep.") + like.op +
+                               ": out of memory for an output: " + reason);
     void* object = nullptr;
     if (like.exchange->managed_to_object(managed, &object) != 0) throw nb::python_error();
     nb::object result = nb::steal(static_cast<PyObject*>(object));
@@ -302,7 +321,8 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
     return result;
   }
   if (!like.on_cpu())
-    raise<TypeError>(like.op, "%s is on %s: its library cannot make arrays there for outputs; pass torch tensors",
+    raise<TypeError>(like.op,
+                     "%s is on %s: its library cannot make arrays there for outputs; pass torch tensors",
                      like.argument, device_name(like.device_type, like.device_id).c_str());
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
@@ -313,7 +333,8 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
     for (int i = 0; i < kMaxDims; ++i) u[i] = static_cast<size_t>(sizes[i]);
     return u;
   }();
-  const nb::ndarray<nb::numpy> array(memory, shape.size(), unsigned_sizes.data(), owner, nullptr, dlpack_dtype(dtype));
+  const nb::ndarray<nb::numpy> array(memory, shape.size(), unsigned_sizes.data(), owner, nullptr,
+                                     dlpack_dtype(dtype));
   nb::object result = nb::cast(array);
   view = Tensor{};
   view.op = like.op;
@@ -329,12 +350,35 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
   return result;
 }
 
-void* current_stream(const Tensor& tensor) {
+namespace {
+
+void* stream_of(const ExchangeApi* exchange, int device_type, int device_id) {
   void* stream = nullptr;
-  if (tensor.exchange && tensor.device_type == kCuda && tensor.exchange->current_work_stream &&
-      tensor.exchange->current_work_stream(tensor.device_type, tensor.device_id, &stream) != 0)
+  if (exchange && device_type == kCuda && exchange->current_work_stream &&
+      exchange->current_work_stream(device_type, device_id, &stream) != 0)
     throw nb::python_error();
   return stream;
+}
+
+}  // namespace
+
+void* current_stream(const Tensor& tensor) {
+  return stream_of(tensor.exchange, tensor.device_type, tensor.device_id);
+}
+
+void* current_stream(int device_type, int device_id) {
+  if (device_type != kCuda) return nullptr;
+  const nb::dict modules = nb::borrow<nb::dict>(PyImport_GetModuleDict());
+  if (!modules.contains("torch")) return nullptr;
+  return stream_of(record_of_type(nb::object(modules["torch"].attr("Tensor"))).exchange, device_type,
+                   device_id);
+}
+
+std::string kind_of(nb::handle source) {
+  if (source.is_none()) return "None";
+  const nb::handle type(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr())));
+  const std::string name = nb::cast<std::string>(nb::str(type.attr("__name__")));
+  return (strchr("aeiou", name[0]) ? "an " : "a ") + name;
 }
 
 std::string device_name(int device_type, int device_id) {

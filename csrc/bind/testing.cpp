@@ -1,5 +1,5 @@
-// tokenstep._C.testing: the shared numerics and the tensor caster, one thin function each, so that the tests exercise
-// the very code that the kernels use.
+// tokenstep._C.testing: the shared numerics and the tensor caster, one thin function each, so that the tests
+// exercise the very code that the kernels use.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -34,11 +34,12 @@ nb::tuple describe(nb::object array) {
     shape.append(t.shape[i]);
     stride.append(t.stride[i]);
   }
-  return nb::make_tuple(name_of(t.dtype), device_name(t.device_type, t.device_id), nb::tuple(shape), nb::tuple(stride),
-                        reinterpret_cast<uintptr_t>(t.data));
+  return nb::make_tuple(name_of(t.dtype), device_name(t.device_type, t.device_id), nb::tuple(shape),
+                        nb::tuple(stride), reinterpret_cast<uintptr_t>(t.data));
 }
 
-// One read of an array's bytes on up to num_threads() threads: the time that a memory-bound kernel cannot beat.
+// One read of an array's bytes on up to num_threads() threads: the time that a memory-bound kernel cannot
+// beat.
 int32_t read_max(nb::object array) {
   const Tensor t = tensor_from("testing.read_max", "array", array);
   t.expect_contiguous();
@@ -61,13 +62,14 @@ void register_testing(nb::module_& parent) {
   nb::module_ m = parent.def_submodule("testing", "Shared numerics and the tensor caster, for the tests.");
   m.def("weight", elementwise<DType::kFloat32, DType::kInt64, float, int64_t>(
                       "testing.weight", [](float d) { return static_cast<int64_t>(weight(d)); }));
-  m.def("log_weight_sum", elementwise<DType::kInt64, DType::kFloat32, int64_t, float>(
-                              "testing.log_weight_sum", [](int64_t s) { return log_weight_sum(static_cast<uint64_t>(s)); }));
-  m.def("log_float", elementwise<DType::kFloat32, DType::kFloat32, float, float>("testing.log_float", [](float x) {
-          return log_float(x);
-        }));
-  m.def("ordered_bits", elementwise<DType::kFloat32, DType::kInt64, float, int64_t>(
-                            "testing.ordered_bits", [](float x) { return static_cast<int64_t>(ordered_bits(x)); }));
+  m.def("log_weight_sum",
+        elementwise<DType::kInt64, DType::kFloat32, int64_t, float>(
+            "testing.log_weight_sum", [](int64_t s) { return log_weight_sum(static_cast<uint64_t>(s)); }));
+  m.def("log_float", elementwise<DType::kFloat32, DType::kFloat32, float, float>(
+                         "testing.log_float", [](float x) { return log_float(x); }));
+  m.def("ordered_bits",
+        elementwise<DType::kFloat32, DType::kInt64, float, int64_t>(
+            "testing.ordered_bits", [](float x) { return static_cast<int64_t>(ordered_bits(x)); }));
   m.def("philox4x32", [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
     const Philox4x32 out = philox4x32({{c0, c1, c2, c3}}, k0, k1);
     return nb::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
@@ -75,7 +77,8 @@ void register_testing(nb::module_& parent) {
   m.def("random_bits", &random_bits, nb::arg("seed"), nb::arg("position"), nb::arg("substream"));
   m.def("draw_target", &draw_target, nb::arg("bits"), nb::arg("total"));
   m.def("top_p_target", &top_p_target, nb::arg("top_p"), nb::arg("total"));
-  m.def("describe", &describe, "dtype, device, shape, strides and address of an array, as a kernel would see it.");
+  m.def("describe", &describe,
+        "dtype, device, shape, strides and address of an array, as a kernel would see it.");
   m.def(
       "read_tensors",
       [](nb::args arrays) {
@@ -85,7 +88,8 @@ void register_testing(nb::module_& parent) {
         return sum;
       },
       "Reads each argument as a tensor and nothing else; bench/overhead.py times it.");
-  m.def("read_max", &read_max, "Reads an array once, as int32, and returns the maximum; the floor in benchmarks.");
+  m.def("read_max", &read_max,
+        "Reads an array once, as int32, and returns the maximum; the floor in benchmarks.");
   m.def("parallel_count", [](int num_tasks) {
     std::vector<int> runs(static_cast<size_t>(num_tasks));
     nb::gil_scoped_release release;

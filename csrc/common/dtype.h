@@ -4,8 +4,20 @@
 
 namespace tokenstep {
 
-enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat8E4M3, kInt8, kUInt8, kInt32, kInt64,
-                           kUInt32, kUInt64, kFloat64, kOther };
+enum class DType : int32_t {
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kFloat8E4M3,
+  kInt8,
+  kUInt8,
+  kInt32,
+  kInt64,
+  kUInt32,
+  kUInt64,
+  kFloat64,
+  kOther
+};
 
 constexpr int bytes_of(DType dtype) {
   switch (dtype) {

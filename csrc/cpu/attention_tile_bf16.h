@@ -1,7 +1,8 @@
-// The two products of attention over one tile of bfloat16 keys and values with the CPU's own bfloat16 dot (vdpbf16ps): two
-// products and their sum a lane and step, accumulated in float32. The same interface, blocking and order as FloatTile, with pairs in
-// the place of elements: pairs of dimensions for scores, pairs of tokens for outputs. Weights are rounded to bfloat16 (their
-// sum, in update_row, is of the unrounded ones). For attention_kernel.cpp alone.
+// The two products of attention over one tile of bfloat16 keys and values with the CPU's own bfloat16 dot
+// (vdpbf16ps): two products and their sum a lane and step, accumulated in float32. The same interface,
+// blocking and order as FloatTile, with pairs in the place of elements: pairs of dimensions for scores, pairs
+// of tokens for outputs. Weights are rounded to bfloat16 (their sum, in update_row, is of the unrounded
+// ones). For attention_kernel.cpp alone.
 #pragma once
 #include "cpu/attention_tile.h"
 
@@ -10,8 +11,8 @@ namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {
 
 TOKENSTEP_VEC Floats dot_pairs(__m512i a, __m512i b, Floats sum) {
-  return reinterpret_cast<Floats>(
-      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+  return reinterpret_cast<Floats>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 }
 
 struct BFloatTile {
@@ -56,7 +57,8 @@ struct BFloatTile {
     const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
     for (int token = 0; token < kTileTokens; token += 2)
       for (int d = 0; d < head_dim; d += 32) {
-        const __m512i a = load_dims(rows[token] + d, head_dim - d), b = load_dims(rows[token + 1] + d, head_dim - d);
+        const __m512i a = load_dims(rows[token] + d, head_dim - d),
+                      b = load_dims(rows[token + 1] + d, head_dim - d);
         Packed* out = values + token / 2 * width + d;
         _mm512_store_si512(out, _mm512_permutex2var_epi16(a, low, b));
         if (d + 16 < head_dim) _mm512_store_si512(out + 16, _mm512_permutex2var_epi16(a, high, b));
@@ -83,7 +85,8 @@ struct BFloatTile {
       Floats sum[Rows][kVectorBlock] = {};
       for (int d = 0; d < pairs; ++d) {
         __m512i key[kVectorBlock];
-        for (int v = 0; v < kVectorBlock; ++v) key[v] = _mm512_load_si512(keys + d * kTileTokens + (first + v) * 16);
+        for (int v = 0; v < kVectorBlock; ++v)
+          key[v] = _mm512_load_si512(keys + d * kTileTokens + (first + v) * 16);
         for (int r = 0; r < Rows; ++r) {
           const __m512i query = _mm512_set1_epi32(static_cast<int>(queries[r * pairs + d]));
           for (int v = 0; v < kVectorBlock; ++v) sum[r][v] = dot_pairs(query, key[v], sum[r][v]);
@@ -95,7 +98,8 @@ struct BFloatTile {
   }
 
   template <int Rows>
-  static void accumulate(const Weight* weights, const Packed* values, const float* alpha, int head_dim, float* outputs) {
+  static void accumulate(const Weight* weights, const Packed* values, const float* alpha, int head_dim,
+                         float* outputs) {
     const int width = packed_dims(head_dim);
     for (int first = 0; first < width; first += 4 * 16) {
       const int left = (width - first) / 16;
@@ -103,10 +107,12 @@ struct BFloatTile {
         constexpr int kVectors = decltype(vectors)::value;
         Floats sum[Rows][kVectors];
         for (int r = 0; r < Rows; ++r)
-          for (int v = 0; v < kVectors; ++v) sum[r][v] = load(outputs + r * width + first + v * 16) * alpha[r];
+          for (int v = 0; v < kVectors; ++v)
+            sum[r][v] = load(outputs + r * width + first + v * 16) * alpha[r];
         for (int pair = 0; pair < kTileTokens / 2; ++pair) {
           __m512i value[kVectors];
-          for (int v = 0; v < kVectors; ++v) value[v] = _mm512_load_si512(values + pair * width + first + v * 16);
+          for (int v = 0; v < kVectors; ++v)
+            value[v] = _mm512_load_si512(values + pair * width + first + v * 16);
           for (int r = 0; r < Rows; ++r) {
             int two;
             memcpy(&two, weights + r * kTileTokens + 2 * pair, sizeof two);

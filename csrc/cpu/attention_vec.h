@@ -133,7 +133,8 @@ TOKENSTEP_VEC Floats load(const Half* p) {
 #endif
 }
 
-// The first `count` lanes, zeros beyond. Rows have a multiple of 8 elements, so only 16 lanes can reach past the end.
+// The first `count` lanes, zeros beyond. Rows have a multiple of 8 elements, so only 16 lanes can reach past
+// the end.
 template <class T>
 TOKENSTEP_VEC Floats load_first(const T* p, [[maybe_unused]] int count) {
   if constexpr (kLanes > 8) {
@@ -160,8 +161,9 @@ TOKENSTEP_VEC Floats exp2(Floats t) {
   p = multiply_add(p, f, all(0x1.ebf9bcp-3f));
   p = multiply_add(p, f, all(0x1.62e42ap-1f));
   p = multiply_add(p, f, all(1.0f));
-  const Floats scaled = floats_of(bits_of(p) + (bits_of(rounded) << 23));
-  return t < -126.0f ? Floats{} : scaled;
+  // The power of two is a factor of its own, so that any NaN comes out as one.
+  const Floats power = floats_of((bits_of(rounded) << 23) + (127 << 23));
+  return t < -126.0f ? Floats{} : p * power;
 }
 
 // A few ulp everywhere: a polynomial (Cephes' tanhf) near 0, where 1 - 2 / (e^2x + 1) would cancel.

@@ -14,7 +14,8 @@ constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf
 Isa parse(const char* name) {
   for (const Isa isa : kAll) {
     if (strcmp(name, name_of(isa)) != 0) continue;
-    if (!supported(isa)) raise<ValueError>("isa", "TOKENSTEP_ISA = '%s' is not supported by this CPU or build", name);
+    if (!supported(isa))
+      raise<ValueError>("isa", "TOKENSTEP_ISA = '%s' is not supported by this CPU or build", name);
     return isa;
   }
   raise<ValueError>("isa", "TOKENSTEP_ISA = '%s', expected portable, avx2, avx512 or avx512_bf16", name);

@@ -1,5 +1,5 @@
-// Instruction sets of the CPU kernels, chosen at run time. Every kernel file is compiled once per set, in a namespace
-// of its own (TOKENSTEP_ISA_NAMESPACE); TOKENSTEP_ISA in the environment forces one.
+// Instruction sets of the CPU kernels, chosen at run time. Every kernel file is compiled once per set, in a
+// namespace of its own (TOKENSTEP_ISA_NAMESPACE); TOKENSTEP_ISA in the environment forces one.
 #pragma once
 
 namespace tokenstep::cpu {
@@ -27,13 +27,13 @@ void set_isa(const char* name);  // for tests: the same bits are expected of eve
   namespace avx512_bf16 {                           \
   declaration;                                      \
   }
-#define TOKENSTEP_DISPATCH_ISA(function, ...)                                                \
-  (::tokenstep::cpu::active_isa() == ::tokenstep::cpu::Isa::kAvx512Bf16                      \
-       ? ::tokenstep::cpu::avx512_bf16::function(__VA_ARGS__)                                \
-   : ::tokenstep::cpu::active_isa() == ::tokenstep::cpu::Isa::kAvx512                        \
-       ? ::tokenstep::cpu::avx512::function(__VA_ARGS__)                                     \
-   : ::tokenstep::cpu::active_isa() == ::tokenstep::cpu::Isa::kAvx2                          \
-       ? ::tokenstep::cpu::avx2::function(__VA_ARGS__)                                       \
+#define TOKENSTEP_DISPATCH_ISA(function, ...)                           \
+  (::tokenstep::cpu::active_isa() == ::tokenstep::cpu::Isa::kAvx512Bf16 \
+       ? ::tokenstep::cpu::avx512_bf16::function(__VA_ARGS__)           \
+   : ::tokenstep::cpu::active_isa() == ::tokenstep::cpu::Isa::kAvx512   \
+       ? ::tokenstep::cpu::avx512::function(__VA_ARGS__)                \
+   : ::tokenstep::cpu::active_isa() == ::tokenstep::cpu::Isa::kAvx2     \
+       ? ::tokenstep::cpu::avx2::function(__VA_ARGS__)                  \
        : ::tokenstep::cpu::portable::function(__VA_ARGS__))
 #else
 #define TOKENSTEP_DECLARE_FOR_EACH_ISA(declaration) \

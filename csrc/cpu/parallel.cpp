@@ -1,7 +1,7 @@
-// Two backends. If an OpenMP runtime is in the process (torch brings one), its workers are used: they spin for a while
-// after each of torch's own regions, and a second set of threads would fight them for the cores. It is found by its
-// soname, not linked: the wheel then needs no OpenMP library, and there is never a second runtime. Otherwise a small
-// pool of our own.
+// Two backends. If an OpenMP runtime is in the process (torch brings one), its workers are used: they spin
+// for a while after each of torch's own regions, and a second set of threads would fight them for the cores.
+// It is found by its soname, not linked: the wheel then needs no OpenMP library, and there is never a second
+// runtime. Otherwise a small pool of our own.
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
@@ -30,8 +30,9 @@ void spin_pause() {
 #endif
 }
 
-// Tasks are claimed one by one by the caller and by whichever workers turn up. The caller waits for workers that have
-// entered the job, never for one that the operating system has not scheduled yet. Workers spin briefly, then sleep.
+// Tasks are claimed one by one by the caller and by whichever workers turn up. The caller waits for workers
+// that have entered the job, never for one that the operating system has not scheduled yet. Workers spin
+// briefly, then sleep.
 class Pool {
  public:
   // False if another thread is using the pool: the caller then runs its tasks alone.
@@ -62,7 +63,8 @@ class Pool {
  private:
   void work(uint64_t seen) {
     for (;;) {
-      for (int spins = 0; spins < 2000 && generation_.load(std::memory_order_acquire) == seen; ++spins) spin_pause();
+      for (int spins = 0; spins < 2000 && generation_.load(std::memory_order_acquire) == seen; ++spins)
+        spin_pause();
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_.load() != seen; });
@@ -112,7 +114,8 @@ GompParallel openmp() {
   if (backend.load(std::memory_order_relaxed) == Backend::kPool) return nullptr;
   static std::atomic<GompParallel> found{nullptr};
   GompParallel entry = found.load(std::memory_order_acquire);
-  if (!entry && (entry = find_openmp())) found.store(entry, std::memory_order_release);  // torch may come later
+  if (!entry && (entry = find_openmp()))
+    found.store(entry, std::memory_order_release);  // torch may come later
   return entry;
 }
 

@@ -23,9 +23,9 @@ class TaskRef {
 // Tasks may run in any order. They must not throw.
 void parallel_for(int num_tasks, TaskRef f);
 
-int num_threads();             // TOKENSTEP_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs this process may use
-void set_num_threads(int n);   // n >= 1
-const char* thread_backend();  // "openmp" (the runtime already in the process) or "pool"
+int num_threads();  // TOKENSTEP_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs this process may use
+void set_num_threads(int n);                // n >= 1
+const char* thread_backend();               // "openmp" (the runtime already in the process) or "pool"
 void set_thread_backend(const char* name);  // "auto", "pool" or "openmp"; for measurements
 
 }  // namespace tokenstep::cpu

@@ -2,7 +2,8 @@
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 
-// 128 lanes: eight independent vectors of the widest set, so that loads and not the maximum's latency set the pace.
+// 128 lanes: eight independent vectors of the widest set, so that loads and not the maximum's latency set the
+// pace.
 int32_t read_max(const int32_t* data, int64_t count) {
   constexpr int kLanes = 128;
   int32_t lane[kLanes];

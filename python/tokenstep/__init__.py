@@ -1,4 +1,7 @@
-"""The decode step of LLM inference: paged attention, then logits to token, fused; the same bits on CPU and GPU."""
+"""The decode step of LLM inference: paged attention, then logits to token, fused.
+
+The same bits on every CPU and GPU.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Loads the compiled modules: ``_C`` always, ``_C_cuda`` where it was built, else the reason why it is absent."""
+"""Loads the compiled modules: ``_C`` always, ``_C_cuda`` where it was built; else says why it is absent."""
 
 from __future__ import annotations
 

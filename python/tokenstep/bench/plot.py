@@ -1,4 +1,4 @@
-"""A benchmark's report as a picture: bars beside the peers with the floor drawn in, or bandwidth over context."""
+"""A benchmark's report as a picture: bars beside the peers with the floor drawn in, or bandwidth reached."""
 
 from __future__ import annotations
 

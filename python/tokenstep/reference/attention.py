@@ -18,7 +18,11 @@ def rotate(x: Floats, positions: Ints, cos: Floats, sin: Floats, interleaved: bo
     half = cos.shape[1]
     c, s = cos[positions][:, None, :].astype(x.dtype), sin[positions][:, None, :].astype(x.dtype)
     out = x.copy()
-    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if interleaved
+        else (slice(0, half), slice(half, 2 * half))
+    )
     a, b = x[..., first], x[..., second]
     out[..., first] = a * c - b * s
     out[..., second] = b * c + a * s
@@ -37,7 +41,13 @@ def query_rows(seq_lens: Ints, query_start: Ints | None) -> list[tuple[int, int,
 
 
 def append_kv(
-    k: Floats, v: Floats, k_cache: Floats, v_cache: Floats, block_table: Ints, seq_lens: Ints, query_start: Ints | None = None
+    k: Floats,
+    v: Floats,
+    k_cache: Floats,
+    v_cache: Floats,
+    block_table: Ints,
+    seq_lens: Ints,
+    query_start: Ints | None = None,
 ) -> None:
     """Writes rows of ``k`` and ``v [T, Hkv, D]`` (already rotated) to their pages."""
     block_size = k_cache.shape[1]

@@ -1,0 +1,67 @@
+// Runs a kernel on the CPU:
+//
+//   simt::launch(sample_kernel<float>, {.name = "sample", .grid = {4}, .block = {256}, .shared_bytes = n,
+//   .seed = 7}, params);
+//
+// A kernel that breaks a rule of CUDA's programming model (see machine.h, memory.h) raises simt::Error, which
+// names the kernel, the block, the thread and the line; the process goes on.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "simt/vector_types.h"
+
+namespace tokenstep::simt {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Global memory that a kernel may use.
+struct Buffer {
+  const void* data;
+  size_t bytes;
+  bool writable = true;
+};
+
+struct LaunchConfig {
+  std::string name = "kernel";
+  dim3 grid = {1}, block = {1};
+  size_t shared_bytes = 0;
+  uint32_t cluster = 1;      // blocks along x that share a cluster
+  bool cooperative = false;  // all blocks run together, and may wait for one another
+  uint32_t together =
+      1;              // otherwise, as many do, or a cluster if that is more; the rest follow, in any order
+  uint64_t seed = 0;  // of the order in which threads run
+  // The kernel may access no global memory but this, if any is given.
+  std::vector<Buffer> buffers = {};
+};
+
+// A kernel with its arguments, the types erased.
+struct Kernel {
+  void (*call)(const void* arguments);
+  const void* arguments;
+  size_t bytes;  // of the arguments
+};
+
+void run(const LaunchConfig& config, const Kernel& kernel);
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), const LaunchConfig& config, Args&&... args) {
+  struct Call {
+    void (*kernel)(Params...);
+    std::tuple<std::decay_t<Params>...> params;
+  } const call = {kernel, {static_cast<Args&&>(args)...}};
+  run(config, {[](const void* arguments) {  // every thread gets its own copy of the parameters
+                 const Call& call = *static_cast<const Call*>(arguments);
+                 std::apply(call.kernel, call.params);
+               },
+               &call, sizeof call});
+}
+
+}  // namespace tokenstep::simt
