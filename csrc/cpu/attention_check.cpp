@@ -20,7 +20,7 @@ std::string length_fault(const PagedBatch& batch, const Sequence& s) {
   };
   const long long capacity = static_cast<long long>(batch.max_blocks) * batch.block_size;
   if (s.length < 0 || s.length > capacity)
-    return fault(format("0 <= length <= %lld (%d blocks of %d in its row of block_table)", capacity,
+    return fault(format("0 ≤ length ≤ %lld (%d blocks of %d in its row of block_table)", capacity,
                         batch.max_blocks, batch.block_size));
   if (s.length > 0 && s.length < s.num_queries)
     return fault(format("at least its %lld new tokens, or 0", static_cast<long long>(s.num_queries)));
@@ -39,7 +39,7 @@ std::string block_fault(const PagedBatch& batch, const Sequence& s, int64_t firs
   for (int64_t i = begin; i < end; ++i) any_bad |= bad(row[i]);
   if (!any_bad) return {};
   const auto column = static_cast<long long>(std::find_if(row + begin, row + end, bad) - row);
-  return format("block_table[%d, %lld] = %d, expected 0 <= id < %d (blocks of the cache)", s.index, column,
+  return format("block_table[%d, %lld] = %d, expected 0 ≤ id < %d (blocks of the cache)", s.index, column,
                 row[column], batch.num_blocks);
 }
 

@@ -16,6 +16,7 @@
 #include "cpu/attention_softmax.h"
 #include "cpu/attention_tile.h"
 #include "cpu/attention_tile_bf16.h"
+#include "cpu/fp_environment.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {
@@ -297,6 +298,7 @@ void merge_row_of(const MergeParams& params, int64_t row) {
 size_t attention_scratch_bytes() { return sizeof(Scratch); }
 
 void attend(const AttentionParams& params, const AttentionItem& item, void* scratch) {
+  const FpEnvironment environment;
   Scratch& memory = *static_cast<Scratch*>(scratch);
   switch (params.batch.dtype) {
     case DType::kFloat32:
@@ -313,6 +315,7 @@ void attend(const AttentionParams& params, const AttentionItem& item, void* scra
 }
 
 void merge_row(const MergeParams& params, int64_t row) {
+  const FpEnvironment environment;
   switch (params.dtype) {
     case DType::kFloat32:
       return merge_row_of<float>(params, row);

@@ -161,8 +161,9 @@ TOKENSTEP_VEC Floats exp2(Floats t) {
   p = multiply_add(p, f, all(0x1.ebf9bcp-3f));
   p = multiply_add(p, f, all(0x1.62e42ap-1f));
   p = multiply_add(p, f, all(1.0f));
-  const Floats scaled = floats_of(bits_of(p) + (bits_of(rounded) << 23));
-  return t < -126.0f ? Floats{} : scaled;
+  // The power of two is a factor of its own, so that any NaN comes out as one.
+  const Floats power = floats_of((bits_of(rounded) << 23) + (127 << 23));
+  return t < -126.0f ? Floats{} : p * power;
 }
 
 // A few ulp everywhere: a polynomial (Cephes' tanhf) near 0, where 1 - 2 / (e^2x + 1) would cancel.

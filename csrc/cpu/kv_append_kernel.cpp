@@ -3,6 +3,7 @@
 // row is read once and written once. The work is cut by rows; a row's position and page come from its
 // sequence's length.
 #include "cpu/attention_rope.h"
+#include "cpu/fp_environment.h"
 #include "cpu/kv_append.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
@@ -52,6 +53,7 @@ void append_row(const PagedBatch& batch, int sequence, int64_t position, int64_t
 
 void append_rows(const PagedBatch& batch, int sequence, int64_t first_position, int64_t first_row,
                  int count) {
+  const FpEnvironment environment;
   for (int i = 0; i < count; ++i) {
     switch (batch.dtype) {
       case DType::kFloat32:

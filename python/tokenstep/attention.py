@@ -97,9 +97,8 @@ def paged_attention(
             block id or length. Nothing has been written then.
         TypeError: An argument of the wrong type or dtype.
     """
-    cos, sin, interleaved = (None, None, False) if rope is None else (rope.cos, rope.sin, rope.interleaved)
     return _native.cpu.paged_attention(
-        q, k_cache, v_cache, block_table, seq_lens, k, v, cos, sin, interleaved, query_start, max_query_len, scale,
+        q, k_cache, v_cache, block_table, seq_lens, k, v, rope, query_start, max_query_len, scale,
         window, softcap, alibi_slopes, sinks, k_scale, v_scale, out, return_lse, status,
     )  # fmt: skip
 
@@ -138,9 +137,8 @@ def append_kv(
             been written then.
         TypeError: An argument of the wrong type or dtype.
     """
-    cos, sin, interleaved = (None, None, False) if rope is None else (rope.cos, rope.sin, rope.interleaved)
     _native.cpu.append_kv(
-        k, v, k_cache, v_cache, block_table, seq_lens, q, cos, sin, interleaved, query_start, k_scale, v_scale
+        k, v, k_cache, v_cache, block_table, seq_lens, q, rope, query_start, k_scale, v_scale
     )
 
 

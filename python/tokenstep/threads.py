@@ -1,6 +1,10 @@
-"""How many threads one op may use on the CPU."""
+"""How many threads one op may use on the CPU, and what idle ones do."""
+
+import os
 
 from tokenstep import _native
+
+SPIN_COUNT = "3000"  # some 100 µs, more than passes from one operation of a decode step to the next
 
 __all__ = ["get_num_threads", "set_num_threads"]
 
@@ -22,3 +26,14 @@ def set_num_threads(n: int) -> None:
         ValueError: n < 1.
     """
     _native.cpu.set_num_threads(n)
+
+
+def let_idle_threads_sleep() -> None:
+    """Has the workers of GNU's OpenMP runtime, torch's, sleep soon after each parallel region.
+
+    By default they spin for milliseconds. Where other programs want the same cores, each of the hundreds of
+    regions of a decode step then waits until the system takes a core from one that spins. A process calls
+    this before torch is imported; later it does nothing. What the environment says already stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
