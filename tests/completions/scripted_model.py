@@ -78,12 +78,22 @@ class ScriptedModel:
 
 
 def make_service(
-    model: ScriptedModel, *, strips_first_space: bool = False, **sizes: int
+    model: ScriptedModel,
+    *,
+    strips_first_space: bool = False,
+    default_seed: int | None = None,
+    **sizes: int,
 ) -> CompletionService:
     """A service over `model` with the byte tokenizer."""
     tokenizer = ByteTokenizer(strips_first_space)
     engine = Engine(model, tokenizer.vocab_size, EngineConfig(**{"max_batch": 8, "kv_tokens": 512, **sizes}))
-    return CompletionService(engine, tokenizer, model_name="scripted", system_fingerprint="fingerprint")
+    return CompletionService(
+        engine,
+        tokenizer,
+        model_name="scripted",
+        system_fingerprint="fingerprint",
+        default_seed=default_seed,
+    )
 
 
 def recite(text: str | bytes | Sequence[int], prompt_length: int = 1) -> ScriptedModel:

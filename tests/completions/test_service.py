@@ -136,6 +136,16 @@ def test_choices_are_numbered_by_prompt_then_choice() -> None:
     assert [choice.text for choice in first] == [choices[0].text, choices[3].text]
 
 
+def test_the_services_seed_is_for_requests_without_one() -> None:
+    fields = {"temperature": 2.0, "max_tokens": 8}
+    service = make_service(ScriptedModel([]), default_seed=4)
+    seeded = complete(make_service(ScriptedModel([])), **fields, seed=4).choices
+    assert complete(service, **fields).choices == complete(service, **fields, seed=None).choices == seeded
+    assert complete(service, **fields, seed=5).choices != seeded
+    unseeded = make_service(ScriptedModel([]))
+    assert complete(unseeded, **fields).choices != complete(unseeded, **fields).choices
+
+
 def test_best_of_returns_the_likeliest_first_and_counts_all() -> None:
     fields = {"temperature": 2.0, "seed": 4, "max_tokens": 6, "logprobs": 0}
     everything = complete(make_service(ScriptedModel([])), **fields, n=5).choices

@@ -31,6 +31,10 @@ def test_the_examples_of_a_page_run_one_after_the_other(
 
     monkeypatch.setattr(ts, "LLM", loaded)
     names: dict[str, Any] = {"__name__": page.stem}
-    for line, source in examples(page):
-        # as many empty lines before it as in the page, so that a failure names the page's line
-        exec(compile("\n" * line + source, str(page), "exec"), names)
+    threads = ts.get_num_threads()
+    try:
+        for line, source in examples(page):
+            # as many empty lines before it as in the page, so that a failure names the page's line
+            exec(compile("\n" * line + source, str(page), "exec"), names)
+    finally:
+        ts.set_num_threads(threads)
