@@ -260,8 +260,8 @@ class TestEcho:
 
     def test_a_stream_gives_the_prompts_on_its_last_frame(self) -> None:
         service = make_service(recite("hey"))
-        request = CompletionRequest.parse({**GREEDY, "max_tokens": 3, "echo": True, "stream": True})
-        chunks = [chunk.model_dump() for chunk in service.stream(request)]
+        fields = {**GREEDY, "max_tokens": 3, "n": 2, "echo": True, "stream": True}
+        chunks = [chunk.model_dump() for chunk in service.stream(CompletionRequest.parse(fields))]
         assert ["prompt" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
@@ -440,6 +440,7 @@ class TestSharing:
         model.broken = True
         with pytest.raises(RuntimeError, match="the model is broken"):
             complete(service)
+        assert is_idle(service)
         with pytest.raises(GenerationError, match="the request was dropped"):
             next(stream)
         model.broken = False
