@@ -4,8 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES := CMakeLists.txt $(shell find cmake csrc -type f)
+SOURCES := CMakeLists.txt $(shell find cmake csrc tests/simt -type f -not -name '*.py')
 export TOKENSTEP_CUDA ?= AUTO
+# The emulator's module is for the tests; it keeps its line numbers, which its messages name.
+BUILD := --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
+  --config-settings=cmake.define.TOKENSTEP_SIMT=ON --config-settings=install.strip=false
+CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
 .DEFAULT_GOAL := help
 .PHONY: help run test build lint types format wheel clean
@@ -28,13 +32,13 @@ build: $(VENV)/.package
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
 format: $(VENV)/.develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 wheel: $(VENV)/.packages
 	$(BIN)/python -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist .
@@ -50,8 +54,7 @@ $(VENV)/.packages: constraints.txt pyproject.toml
 
 # Editable: Python files are used in place; the C++ core is rebuilt when one of its files has changed.
 $(VENV)/.package: $(VENV)/.packages $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
-	  --editable '.[engine]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(BUILD) --editable '.[engine]'
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.package
@@ -59,6 +62,5 @@ $(VENV)/.model: $(VENV)/.package
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.package
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
-	  --editable '.[engine,bench,dev]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(BUILD) --editable '.[engine,bench,dev]'
 	@touch $@

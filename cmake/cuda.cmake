@@ -22,13 +22,16 @@ else()
         set(CMAKE_CUDA_ARCHITECTURES native)
       endif()
     endif()
-    set(TOKENSTEP_CUDA_STATE "built for ${CMAKE_CUDA_ARCHITECTURES}")
+    string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
+    set(TOKENSTEP_CUDA_STATE "built for ${architectures}")
     enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 20)
-    nanobind_add_module(_C_cuda BACKEND_MODULE nanobind_backend csrc/bind/module_cuda.cpp csrc/bind/tensor.cpp
+    nanobind_add_module(_C_cuda NB_DOMAIN tokenstep_cuda BACKEND_MODULE nanobind_backend csrc/bind/module_cuda.cpp
+                        csrc/bind/backend_device.cpp csrc/bind/device_testing.cpp ${TOKENSTEP_BINDINGS}
                         ${TOKENSTEP_CUDA_SOURCES})
     set_target_properties(_C_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)
     target_link_libraries(_C_cuda PRIVATE tokenstep_options)
+    target_compile_definitions(_C_cuda PRIVATE TOKENSTEP_CUDA_ARCHITECTURES="${architectures}")
     install(TARGETS _C_cuda LIBRARY DESTINATION tokenstep)
   elseif(TOKENSTEP_CUDA STREQUAL "ON")
     message(FATAL_ERROR "TOKENSTEP_CUDA=ON, but no CUDA compiler was found (is nvcc on the PATH?)")

@@ -2,7 +2,6 @@
 #include <nanobind/nanobind.h>
 
 #include "bind/ops.h"
-#include "common/check.h"
 #include "common/numerics.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -11,13 +10,7 @@ namespace nb = nanobind;
 
 NB_MODULE(_C, m) {
   m.doc() = "CPU kernels of tokenstep. Use the functions of the tokenstep package.";
-  nb::register_exception_translator([](const std::exception_ptr& error, void*) {
-    try {
-      std::rethrow_exception(error);
-    } catch (const tokenstep::TypeError& e) {
-      PyErr_SetString(PyExc_TypeError, e.what());
-    }
-  });
+  tokenstep::bind::translate_errors();
   tokenstep::cpu::active_isa();  // a wrong TOKENSTEP_ISA fails here, at import
 
   m.attr("numerics_version") = tokenstep::kNumericsVersion;

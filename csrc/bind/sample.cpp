@@ -1,8 +1,10 @@
-// tokenstep._C.sample and apply_logits: checks, params, kernel, outputs of the same kind as the logits.
-#include "cpu/sample.h"
+// sample and apply_logits of a module: checks, params, kernel, outputs of the same kind as the logits.
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <vector>
 
-#include <string>
-
+#include "bind/backend.h"
 #include "bind/ops.h"
 #include "bind/sample_args.h"
 #include "bind/sample_outputs.h"
@@ -12,24 +14,75 @@
 namespace tokenstep::bind {
 namespace {
 
-bool wants_check(nb::handle check) { return check.is_none() || nb::cast<bool>(check); }
+// Device memory of one call, from the allocator of the logits' library: freed memory is reused in the order
+// of the stream.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, size_t bytes) {
+    constexpr size_t kAlignment = 256;
+    const size_t words = (bytes + kAlignment) / sizeof(int32_t);
+    array_ = new_array_like(like, DType::kInt32, {static_cast<int64_t>(words)}, view_);
+    const uintptr_t address = reinterpret_cast<uintptr_t>(view_.data);
+    data_ = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+  void* data() const { return data_; }
 
-// The params of one call; `inputs` must outlive them.
-SampleParams make_params(const char* op, const Tensor& logits, RowInputs& inputs, nb::handle token_bitmask) {
-  SampleParams params{};
-  params.logits = logits.data;
-  params.logits_stride = logits.stride[0];
-  params.logits_dtype = logits.dtype;
-  params.num_rows = static_cast<int32_t>(logits.shape[0]);
-  params.vocab_size = static_cast<int32_t>(logits.shape[1]);
-  params.rows = inputs.rows.data();
-  params.history_ids = inputs.history_ids.data();
-  params.history_counts = inputs.history_counts.data();
-  params.bias_ids = inputs.bias_ids.data();
-  params.bias_values = inputs.bias_values.data();
-  read_bitmask(op, token_bitmask, params);
-  return params;
-}
+ private:
+  nb::object array_;
+  Tensor view_;
+  void* data_;
+};
+
+// One call on the module's device: puts the rows where the kernels read them.
+class Call {
+ public:
+  Call(const char* op, const Tensor& logits, RowInputs& inputs, SampleParams& params)
+      : op_(op), queue_{logits.device_id, current_stream(logits)} {
+    params.num_slots = params.num_rows;
+    if (backend::kOnHost) {
+      inputs.point_rows(inputs.history_ids.data(), inputs.history_counts.data(), inputs.bias_ids.data(),
+                        inputs.bias_values.data());
+      params.rows = inputs.rows.data();
+      return;
+    }
+    backend::refuse_capture(op, queue_);
+    rows_.emplace(logits, inputs.packed_bytes());
+    params.rows = static_cast<RowParams*>(rows_->data());
+    inputs.sort_histories();
+    std::vector<char> packed(inputs.packed_bytes());
+    inputs.pack(packed.data(), rows_->data());
+    backend::copy_to_device(rows_->data(), packed.data(), packed.size(), queue_);
+    const RowFieldsParams& fields = inputs.device_fields;
+    if (std::any_of(std::begin(fields.fields), std::end(fields.fields), [](auto& f) { return f.data; })) {
+      inputs.device_fields.rows = params.rows;
+      inputs.device_fields.num_rows = params.num_rows;
+      backend::set_row_fields(inputs.device_fields, queue_);
+    }
+    if (const size_t bytes = backend::workspace_bytes(params.num_rows, params.vocab_size, queue_)) {
+      workspace_.emplace(logits, bytes);
+      backend::zero(workspace_->data(), bytes, queue_);
+    }
+  }
+  const backend::Queue& queue() const { return queue_; }
+  void* workspace() const { return workspace_ ? workspace_->data() : nullptr; }
+
+  // check None: rows that cannot be sampled raise where that needs no waiting for the device.
+  void check_status(nb::handle check, const SampleParams& params) const {
+    if (check.is_none() ? !backend::kOnHost : !nb::cast<bool>(check)) return;
+    if (backend::kOnHost) return raise_for_status(op_, params.status, params.num_rows);
+    std::vector<int32_t> status(static_cast<size_t>(params.num_rows));
+    {
+      nb::gil_scoped_release release;
+      backend::copy_to_host(status.data(), params.status, status.size() * sizeof(int32_t), queue_);
+    }
+    raise_for_status(op_, status.data(), params.num_rows);
+  }
+
+ private:
+  const char* op_;
+  backend::Queue queue_;
+  std::optional<Scratch> rows_, workspace_;
+};
 
 nb::tuple sample(nb::handle logits, nb::handle temperature, nb::handle top_k, nb::handle top_p,
                  nb::handle min_p, nb::handle repetition_penalty, nb::handle presence_penalty,
@@ -43,17 +96,18 @@ nb::tuple sample(nb::handle logits, nb::handle temperature, nb::handle top_k, nb
       read_rows(kOp,
                 {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
                  prompt_tokens, output_tokens, logit_bias, seed, position, substream},
-                static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]));
-  SampleParams params = make_params(kOp, x, inputs, token_bitmask);
+                x);
+  SampleParams params = params_of(kOp, x, token_bitmask);
   const int num_logprobs = read_num_logprobs(kOp, logprobs);
   params.logprobs_mode = read_logprobs_mode(kOp, logprobs_mode);
   for (RowParams& row : inputs.rows) row.num_logprobs = num_logprobs;
   const nb::tuple outputs = new_outputs(x, num_logprobs, params);
+  const Call call(kOp, x, inputs, params);
   {
     nb::gil_scoped_release release;
-    cpu::sample(params);
+    backend::sample(params, call.workspace(), call.queue());
   }
-  if (wants_check(check)) raise_for_status(kOp, params.status, params.num_rows);
+  call.check_status(check, params);
   return outputs;
 }
 
@@ -99,8 +153,8 @@ nb::tuple apply_logits(nb::handle logits, nb::handle temperature, nb::handle top
       read_rows(kOp,
                 {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
                  prompt_tokens, output_tokens, logit_bias, zero, zero, zero},
-                static_cast<int>(x.shape[0]), static_cast<int>(x.shape[1]));
-  ApplyLogitsParams params{make_params(kOp, x, inputs, token_bitmask), nullptr, 0};
+                x);
+  ApplyLogitsParams params{params_of(kOp, x, token_bitmask), nullptr, 0};
   Tensor result, status;
   nb::object result_array;
   if (out.is_none()) {
@@ -118,11 +172,12 @@ nb::tuple apply_logits(nb::handle logits, nb::handle temperature, nb::handle top
   params.sample.status = status.as<int32_t>();
   params.out = result.as<float>();
   params.out_stride = result.stride[0];
+  const Call call(kOp, x, inputs, params.sample);
   {
     nb::gil_scoped_release release;
-    cpu::apply_logits(params);
+    backend::apply_logits(params, call.workspace(), call.queue());
   }
-  if (wants_check(check)) raise_for_status(kOp, params.sample.status, params.sample.num_rows);
+  call.check_status(check, params.sample);
   return nb::make_tuple(result_array, status_array);
 }
 

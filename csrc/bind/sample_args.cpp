@@ -4,169 +4,45 @@
 
 #include <algorithm>
 #include <string>
-#include <type_traits>
+#include <utility>
 
-#include "common/check.h"
+#include "bind/arguments.h"
+#include "bind/backend.h"
+#include "bind/sample_lists.h"
 #include "common/sampling_rules.h"
 
 namespace tokenstep::bind {
 namespace {
 
-using Int128 = __int128;  // holds every int64 and uint64
-constexpr Int128 kTooLarge = Int128{1} << 100;
-
-std::string text_of(double value) { return nb::repr(nb::float_(value)).c_str(); }
-std::string text_of(Int128 value) {
-  if (value >= kTooLarge) return "an integer above 2^64";
-  if (value <= -kTooLarge) return "an integer below -2^63";
-  return value < 0 ? std::to_string(static_cast<int64_t>(value))
-                   : std::to_string(static_cast<uint64_t>(value));
-}
-
-// An argument, or an entry of it: `top_p`, `top_p[3]`, `prompt_tokens[3][17]`.
-struct Label {
+// Reads the parameters of all rows; an array on the device of `logits` is noted for the device.
+struct Reader {
   const char* op;
-  const char* name;
-  int64_t row = -1, entry = -1;
-  bool entry_only = false;  // the argument is one row's: `prompt_tokens[17]`
+  RowInputs& inputs;
+  const Tensor* logits;  // null: every array is read here
 
-  std::string text() const {
-    std::string out = name;
-    if (row >= 0 && !entry_only) out += format("[%lld]", static_cast<long long>(row));
-    if (entry >= 0) out += format("[%lld]", static_cast<long long>(entry));
-    return out;
-  }
-  Label at(int64_t i) const { return {op, name, row, i, entry_only}; }
-  template <class Value>
-  [[noreturn]] void reject(Value value, const char* expected) const {
-    raise<ValueError>(op, "%s = %s, expected %s", text().c_str(), text_of(value).c_str(), expected);
-  }
-  [[noreturn]] void reject_type(nb::handle got, const char* expected) const {
-    raise<TypeError>(op, "%s is %s, expected %s", text().c_str(), kind_of(got).c_str(), expected);
+  std::vector<RowParams>& rows() const { return inputs.rows; }
+
+  // check(value, label) gives what goes into each row's `field`, or raises.
+  template <class Value, class Check, class Field>
+  void read(const char* name, RowField id, nb::handle source, Check check, Field RowParams::* field) const {
+    const auto leave_to_device = [&](const Tensor& array) {
+      if (backend::kOnHost || !logits || array.device_type != backend::kDeviceType) return false;
+      array.expect_same_device(*logits);
+      inputs.device_fields.fields[static_cast<int>(id)] = {array.data, array.ndim ? array.stride[0] : 0,
+                                                           array.dtype};
+      return true;
+    };
+    read_values<Value>({op, name}, source, static_cast<int>(rows().size()), leave_to_device,
+                       [&](int row, Value value, const Label& label) {
+                         const Field checked = check(value, label);
+                         if (row >= 0) rows()[static_cast<size_t>(row)].*field = checked;
+                       });
   }
 };
 
-// ---- one number ------------------------------------------------------------------------------------------
-bool is_array(nb::handle source) {
-  if (PyFloat_Check(source.ptr()) || PyLong_Check(source.ptr())) return false;
-  static PyObject* const kDlpack = PyUnicode_InternFromString("__dlpack__");
-  return PyObject_HasAttr(source.ptr(), kDlpack) != 0;
-}
-
-void read_number(const Label& label, nb::handle source, double& out) {
-  if (!PyFloat_Check(source.ptr()) && !PyLong_Check(source.ptr()) &&
-      (!PyNumber_Check(source.ptr()) || PyComplex_Check(source.ptr())))
-    label.reject_type(source, "a number");
-  out = PyFloat_AsDouble(source.ptr());
-  if (out == -1.0 && PyErr_Occurred()) {
-    PyErr_Clear();  // an int beyond the doubles, or an array of several elements
-    label.reject_type(source, "a number that fits a float");
-  }
-}
-
-Int128 from_python_int(PyObject* number) {
-  int overflow = 0;
-  const long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
-  if (overflow == 0) return value;
-  if (overflow < 0) return -kTooLarge;
-  const unsigned long long large = PyLong_AsUnsignedLongLong(number);
-  if (!PyErr_Occurred()) return large;
-  PyErr_Clear();
-  return kTooLarge;
-}
-
-void read_number(const Label& label, nb::handle source, Int128& out) {
-  if (PyLong_Check(source.ptr())) {
-    out = from_python_int(source.ptr());
-    return;
-  }
-  const nb::object index =
-      PyFloat_Check(source.ptr()) ? nb::object() : nb::steal(PyNumber_Index(source.ptr()));
-  if (!index.is_valid()) {
-    PyErr_Clear();
-    label.reject_type(source, "an integer");
-  }
-  out = from_python_int(index.ptr());
-}
-
-// ---- one number per row ----------------------------------------------------------------------------------
-template <class Value>
-Value element(const Tensor& array, int64_t i) {
-  const int64_t at = i * array.stride[0];
-  switch (array.dtype) {
-    case DType::kFloat32:
-      return static_cast<Value>(array.as<const float>()[at]);
-    case DType::kFloat64:
-      return static_cast<Value>(array.as<const double>()[at]);
-    case DType::kInt32:
-      return static_cast<Value>(array.as<const int32_t>()[at]);
-    case DType::kUInt32:
-      return static_cast<Value>(array.as<const uint32_t>()[at]);
-    case DType::kUInt64:
-      return static_cast<Value>(array.as<const uint64_t>()[at]);
-    default:
-      return static_cast<Value>(array.as<const int64_t>()[at]);
-  }
-}
-
-template <class Value>
-Tensor read_array(const Label& label, nb::handle source) {
-  Tensor array = tensor_from(label.op, label.name, source);
-  if (!array.on_cpu())
-    raise<ValueError>(label.op, "%s is on %s, expected cpu like logits", label.text().c_str(),
-                      device_name(array.device_type, array.device_id).c_str());
-  if constexpr (std::is_same_v<Value, double>)
-    array.expect_dtype({DType::kFloat32, DType::kFloat64, DType::kInt32, DType::kInt64});
-  else
-    array.expect_dtype({DType::kInt32, DType::kInt64, DType::kUInt32, DType::kUInt64});
-  return array;
-}
-
-void expect_length(const Label& label, int64_t length, int64_t expected) {
-  if (length != expected)
-    raise<ValueError>(label.op, "%s has length %lld, expected %lld (one per row)", label.name,
-                      static_cast<long long>(length), static_cast<long long>(expected));
-}
-
-// Calls set(row, value, label) for each row of the batch.
-template <class Value, class Set>
-void read_values(const Label& argument, nb::handle source, int num_rows, Set set) {
-  const auto set_all = [&](nb::handle number) {
-    Value value;
-    read_number(argument, number, value);
-    if (num_rows == 0) set(-1, value, argument);  // checks the value
-    for (int row = 0; row < num_rows; ++row) set(row, value, argument);
-  };
-  if (PyFloat_Check(source.ptr()) || PyLong_Check(source.ptr())) return set_all(source);
-  if (const bool is_list = PyList_Check(source.ptr()); is_list || PyTuple_Check(source.ptr())) {
-    expect_length(argument, PySequence_Size(source.ptr()), num_rows);
-    for (int row = 0; row < num_rows; ++row) {
-      const Label label{argument.op, argument.name, row};
-      // Converting an element runs Python code, which may shorten the list.
-      PyObject* item = is_list ? PyList_GetItem(source.ptr(), row) : PyTuple_GetItem(source.ptr(), row);
-      if (!item) throw nb::python_error();
-      const nb::object number = nb::borrow(item);
-      Value value;
-      read_number(label, number, value);
-      set(row, value, label);
-    }
-    return;
-  }
-  if (!is_array(source)) {
-    if (!PyNumber_Check(source.ptr()))
-      argument.reject_type(source, "a number, or a list or array of one per row");
-    return set_all(source);
-  }
-  const Tensor array = read_array<Value>(argument, source);
-  if (array.ndim == 0) return set_all(source);
-  array.expect_ndim(1);
-  expect_length(argument, array.shape[0], num_rows);
-  for (int row = 0; row < num_rows; ++row)
-    set(row, element<Value>(array, row), Label{argument.op, argument.name, row});
-}
-
 struct FloatField {
   const char* name;
+  RowField id;
   nb::handle RowArguments::* argument;
   float RowParams::* field;
   bool (*in_range)(float);
@@ -174,18 +50,19 @@ struct FloatField {
 };
 
 constexpr FloatField kFloatFields[] = {
-    {"temperature", &RowArguments::temperature, &RowParams::temperature,
+    {"temperature", RowField::kTemperature, &RowArguments::temperature, &RowParams::temperature,
      [](float x) { return x >= 0.0f && is_finite(x); }, "a finite temperature \u2265 0"},
-    {"top_p", &RowArguments::top_p, &RowParams::top_p, [](float x) { return x >= 0.0f && x <= 1.0f; },
-     "0 \u2264 top_p \u2264 1"},
-    {"min_p", &RowArguments::min_p, &RowParams::min_p, [](float x) { return x >= 0.0f && x <= 1.0f; },
-     "0 \u2264 min_p \u2264 1"},
-    {"repetition_penalty", &RowArguments::repetition_penalty, &RowParams::repetition_penalty,
-     [](float x) { return x > 0.0f && is_finite(x); }, "a finite repetition_penalty > 0"},
-    {"presence_penalty", &RowArguments::presence_penalty, &RowParams::presence_penalty,
-     [](float x) { return is_finite(x); }, "a finite number"},
-    {"frequency_penalty", &RowArguments::frequency_penalty, &RowParams::frequency_penalty,
-     [](float x) { return is_finite(x); }, "a finite number"},
+    {"top_p", RowField::kTopP, &RowArguments::top_p, &RowParams::top_p,
+     [](float x) { return x >= 0.0f && x <= 1.0f; }, "0 \u2264 top_p \u2264 1"},
+    {"min_p", RowField::kMinP, &RowArguments::min_p, &RowParams::min_p,
+     [](float x) { return x >= 0.0f && x <= 1.0f; }, "0 \u2264 min_p \u2264 1"},
+    {"repetition_penalty", RowField::kRepetitionPenalty, &RowArguments::repetition_penalty,
+     &RowParams::repetition_penalty, [](float x) { return x > 0.0f && is_finite(x); },
+     "a finite repetition_penalty > 0"},
+    {"presence_penalty", RowField::kPresencePenalty, &RowArguments::presence_penalty,
+     &RowParams::presence_penalty, [](float x) { return is_finite(x); }, "a finite number"},
+    {"frequency_penalty", RowField::kFrequencyPenalty, &RowArguments::frequency_penalty,
+     &RowParams::frequency_penalty, [](float x) { return is_finite(x); }, "a finite number"},
 };
 
 // ---- seeds -----------------------------------------------------------------------------------------------
@@ -202,8 +79,9 @@ uint64_t check_seed(Int128 value, const Label& label) {
   return static_cast<uint64_t>(value);
 }
 
-void read_seeds(const char* op, nb::handle source, std::vector<RowParams>& rows) {
-  const Label argument{op, "seed"};
+void read_seeds(const Reader& reader, nb::handle source) {
+  std::vector<RowParams>& rows = reader.rows();
+  const Label argument{reader.op, "seed"};
   const int num_rows = static_cast<int>(rows.size());
   const bool is_sequence = PyList_Check(source.ptr()) || PyTuple_Check(source.ptr());
   bool any_none = source.is_none();
@@ -212,10 +90,9 @@ void read_seeds(const char* op, nb::handle source, std::vector<RowParams>& rows)
     for (Py_ssize_t i = 0; i < size && !any_none; ++i) any_none = nb::object(source[i]).is_none();
   }
   if (!any_none)
-    return read_values<Int128>(argument, source, num_rows, [&](int row, Int128 value, const Label& label) {
-      const uint64_t seed = check_seed(value, label);
-      if (row >= 0) rows[static_cast<size_t>(row)].seed = seed;
-    });
+    return reader.read<Int128>(
+        "seed", RowField::kSeed, source,
+        [](Int128 value, const Label& label) { return check_seed(value, label); }, &RowParams::seed);
   std::vector<uint64_t> fresh(rows.size());
   fill_with_entropy(fresh);
   if (is_sequence) expect_length(argument, PySequence_Size(source.ptr()), num_rows);
@@ -223,203 +100,46 @@ void read_seeds(const char* op, nb::handle source, std::vector<RowParams>& rows)
     const nb::object item = is_sequence ? nb::object(source[row]) : nb::none();
     rows[static_cast<size_t>(row)].seed = fresh[static_cast<size_t>(row)];
     if (item.is_none()) continue;
-    const Label label{op, "seed", row};
+    const Label label{reader.op, "seed", row};
     Int128 value;
     read_number(label, item, value);
     rows[static_cast<size_t>(row)].seed = check_seed(value, label);
   }
 }
 
-// ---- token histories
-// ----------------------------------------------------------------------------------------------
-
-// Where a token stands in the list of the row being read. Rows are told apart by number, so that nothing is
-// cleared.
-class UniqueIds {
- public:
-  void start_row() {
-    places_.resize(kMaxVocabSize);
-    if (++row_ == 0) {
-      std::fill(places_.begin(), places_.end(), Place{});
-      row_ = 1;
-    }
-  }
-  uint32_t& count_of(int32_t id, RowInputs& inputs) {
-    Place& place = places_[static_cast<size_t>(id)];
-    if (place.row != row_) {
-      place = {row_, static_cast<uint32_t>(inputs.history_ids.size())};
-      inputs.history_ids.push_back(id);
-      inputs.history_counts.push_back(0);
-    }
-    return inputs.history_counts[place.index];
-  }
-
- private:
-  struct Place {
-    uint32_t row = 0, index = 0;
-  };
-  std::vector<Place> places_;
-  uint32_t row_ = 0;
-};
-
-constexpr const char* kIdsExpected = "a sequence of token ids (a list, or a 1-D array of integers)";
-
-// Calls add(id) for each id of one row's sequence; returns how many there are.
-template <class Add>
-int64_t read_ids(const Label& label, nb::handle source, int vocab_size, Add add) {
-  const auto add_checked = [&](int64_t i, Int128 id) {
-    if (id < 0 || id >= vocab_size) {
-      const std::string expected = "0 \u2264 id < " + std::to_string(vocab_size);
-      label.at(i).reject(id, expected.c_str());
-    }
-    add(static_cast<int32_t>(id));
-  };
-  if (source.is_none()) return 0;
-  if (is_array(source)) {
-    const Tensor array = read_array<Int128>(label, source);
-    if (array.ndim != 1)
-      raise<ValueError>(label.op, "%s has shape %s, expected one dimension: the token ids of one row",
-                        label.text().c_str(), shape_text(array).c_str());
-    for (int64_t i = 0; i < array.shape[0]; ++i) add_checked(i, element<Int128>(array, i));
-    return array.shape[0];
-  }
-  if (PyUnicode_Check(source.ptr()) || PyBytes_Check(source.ptr()) || PyDict_Check(source.ptr()) ||
-      !PySequence_Check(source.ptr()))
-    label.reject_type(source, kIdsExpected);
-  const nb::object list =
-      PyList_Check(source.ptr()) ? nb::borrow(source) : nb::steal(PySequence_List(source.ptr()));
-  if (!list.is_valid()) throw nb::python_error();
-  int64_t i = 0;
-  for (; i < PyList_Size(list.ptr()); ++i) {
-    const nb::object item = nb::borrow(PyList_GetItem(list.ptr(), i));
-    Int128 id;
-    read_number(label.at(i), item, id);
-    add_checked(i, id);
-  }
-  return i;
-}
-
-// The token sequences of all rows: an iterable of num_rows sequences, as objects.
-std::vector<nb::object> sequences_of_rows(const Label& argument, nb::handle source, int num_rows) {
-  constexpr const char* kExpected = "one id sequence per row (a list of lists or of 1-D arrays)";
-  std::vector<nb::object> rows(static_cast<size_t>(num_rows), nb::none());
-  if (source.is_none()) return rows;
-  if (PyUnicode_Check(source.ptr()) || PyDict_Check(source.ptr()) || !PySequence_Check(source.ptr()))
-    argument.reject_type(source, kExpected);
-  const nb::object list =
-      PyList_Check(source.ptr()) ? nb::borrow(source) : nb::steal(PySequence_List(source.ptr()));
-  if (!list.is_valid()) throw nb::python_error();
-  if (PyList_Size(list.ptr()) > 0)
-    if (const nb::object first = nb::borrow(PyList_GetItem(list.ptr(), 0));
-        PyIndex_Check(first.ptr()) && !is_array(first))
-      Label{argument.op, argument.name, 0}.reject_type(first, kExpected);
-  expect_length(argument, PyList_Size(list.ptr()), num_rows);
-  for (int row = 0; row < num_rows; ++row)
-    rows[static_cast<size_t>(row)] = nb::borrow(PyList_GetItem(list.ptr(), row));
-  return rows;
-}
-
-// Prompt and output of one row, as a range of unique ids with counts. Returns the number of output tokens.
-int64_t read_history(const Label& prompt, nb::handle prompt_tokens, const Label& output,
-                     nb::handle output_tokens, int vocab_size, RowInputs& inputs, RowParams& row) {
-  static thread_local UniqueIds unique;
-  unique.start_row();
-  row.history_begin = static_cast<int64_t>(inputs.history_ids.size());
-  read_ids(prompt, prompt_tokens, vocab_size, [&](int32_t id) { unique.count_of(id, inputs) |= kInPrompt; });
-  const int64_t num_outputs =
-      read_ids(output, output_tokens, vocab_size, [&](int32_t id) { ++unique.count_of(id, inputs); });
-  row.history_size =
-      static_cast<int32_t>(static_cast<int64_t>(inputs.history_ids.size()) - row.history_begin);
-  return num_outputs;
-}
-
-// ---- logit bias ------------------------------------------------------------------------------------------
-void read_bias(const Label& label, nb::handle source, int vocab_size, RowInputs& inputs, RowParams& row) {
-  row.bias_begin = static_cast<int64_t>(inputs.bias_ids.size());
-  if (source.is_none()) return;
-  if (!PyDict_Check(source.ptr())) label.reject_type(source, "a dict {token id: bias}");
-  std::vector<std::pair<int32_t, float>> entries;
-  entries.reserve(static_cast<size_t>(PyDict_Size(source.ptr())));
-  const nb::object items =
-      nb::steal(PyDict_Items(source.ptr()));  // a copy: reading a value may run Python code
-  for (Py_ssize_t i = 0; i < PyList_Size(items.ptr()); ++i) {
-    PyObject* item = PyList_GetItem(items.ptr(), i);
-    const nb::handle key = PyTuple_GetItem(item, 0), value = PyTuple_GetItem(item, 1);
-    Int128 id;
-    if (!PyIndex_Check(key.ptr()))
-      raise<TypeError>(label.op, "%s has the key %s, expected token ids (int)", label.text().c_str(),
-                       nb::repr(key).c_str());
-    read_number(label, key, id);
-    if (id < 0 || id >= vocab_size)
-      raise<ValueError>(label.op, "%s has the key %s, expected 0 \u2264 id < %d", label.text().c_str(),
-                        text_of(id).c_str(), vocab_size);
-    double bias;
-    read_number(label.at(static_cast<int64_t>(id)), value, bias);
-    const float rounded = static_cast<float>(bias);
-    if (!(rounded < kInfinity))
-      label.at(static_cast<int64_t>(id)).reject(bias, "a finite bias, or -inf to ban the token");
-    entries.emplace_back(static_cast<int32_t>(id), rounded);
-  }
-  std::sort(entries.begin(), entries.end());
-  for (size_t i = 1; i < entries.size(); ++i)
-    if (entries[i].first == entries[i - 1].first)
-      raise<ValueError>(label.op, "%s has two keys for token %d", label.text().c_str(), entries[i].first);
-  for (const auto& [id, bias] : entries) {
-    inputs.bias_ids.push_back(id);
-    inputs.bias_values.push_back(bias);
-  }
-  row.bias_size = static_cast<int32_t>(entries.size());
-}
-
-void read_biases(const char* op, nb::handle source, int vocab_size, RowInputs& inputs) {
-  const Label argument{op, "logit_bias"};
-  if (source.is_none()) return;
-  if (PyDict_Check(source.ptr())) {  // one for all rows
-    RowParams shared;
-    read_bias(argument, source, vocab_size, inputs, shared);
-    for (RowParams& row : inputs.rows) {
-      row.bias_begin = shared.bias_begin;
-      row.bias_size = shared.bias_size;
-    }
-    return;
-  }
-  if (!PyList_Check(source.ptr()) && !PyTuple_Check(source.ptr()))
-    argument.reject_type(source, "a dict {token id: bias}, or a list of one dict or None per row");
-  expect_length(argument, PySequence_Size(source.ptr()), static_cast<int64_t>(inputs.rows.size()));
-  for (size_t row = 0; row < inputs.rows.size(); ++row)
-    read_bias(Label{op, "logit_bias", static_cast<int64_t>(row)}, nb::object(source[row]), vocab_size, inputs,
-              inputs.rows[row]);
-}
-
 // ---- all that is a number --------------------------------------------------------------------------------
-void read_numbers(const char* op, const RowArguments& arguments, std::vector<RowParams>& rows) {
-  const int num_rows = static_cast<int>(rows.size());
+void read_numbers(const Reader& reader, const RowArguments& arguments) {
   for (const FloatField& field : kFloatFields)
-    read_values<double>({op, field.name}, arguments.*field.argument, num_rows,
-                        [&](int row, double value, const Label& label) {
-                          const float rounded = static_cast<float>(value);
-                          if (!field.in_range(rounded)) label.reject(value, field.expected);
-                          if (row >= 0) rows[static_cast<size_t>(row)].*field.field = rounded;
-                        });
-  read_values<Int128>({op, "top_k"}, arguments.top_k, num_rows, [&](int row, Int128 value, const Label&) {
-    if (row >= 0)
-      rows[static_cast<size_t>(row)].top_k = static_cast<int32_t>(std::clamp<Int128>(value, -1, INT32_MAX));
-  });
+    reader.read<double>(
+        field.name, field.id, arguments.*field.argument,
+        [&](double value, const Label& label) {
+          const float rounded = static_cast<float>(value);
+          if (!field.in_range(rounded)) label.reject(value, field.expected);
+          return rounded;
+        },
+        field.field);
+  reader.read<Int128>(
+      "top_k", RowField::kTopK, arguments.top_k,
+      [](Int128 value, const Label&) {
+        return static_cast<int32_t>(std::clamp<Int128>(value, -1, INT32_MAX));
+      },
+      &RowParams::top_k);
   if (arguments.position.is_valid())
-    read_values<Int128>({op, "position"}, arguments.position, num_rows,
-                        [&](int row, Int128 value, const Label& label) {
-                          if (value < 0 || value >= Int128{1} << 64)
-                            label.reject(value, "0 \u2264 position < 2^64");
-                          if (row >= 0)
-                            rows[static_cast<size_t>(row)].position = static_cast<uint64_t>(value);
-                        });
-  read_values<Int128>({op, "substream"}, arguments.substream, num_rows,
-                      [&](int row, Int128 value, const Label& label) {
-                        if (value < 0 || value >= Int128{1} << 32)
-                          label.reject(value, "0 \u2264 substream < 2^32");
-                        if (row >= 0) rows[static_cast<size_t>(row)].substream = static_cast<uint32_t>(value);
-                      });
-  read_seeds(op, arguments.seed, rows);
+    reader.read<Int128>(
+        "position", RowField::kPosition, arguments.position,
+        [](Int128 value, const Label& label) {
+          if (value < 0 || value >= Int128{1} << 64) label.reject(value, "0 \u2264 position < 2^64");
+          return static_cast<uint64_t>(value);
+        },
+        &RowParams::position);
+  reader.read<Int128>(
+      "substream", RowField::kSubstream, arguments.substream,
+      [](Int128 value, const Label& label) {
+        if (value < 0 || value >= Int128{1} << 32) label.reject(value, "0 \u2264 substream < 2^32");
+        return static_cast<uint32_t>(value);
+      },
+      &RowParams::substream);
+  read_seeds(reader, arguments.seed);
 }
 
 void expect_plain_values(const char* op, const RowArguments& a) {
@@ -439,34 +159,91 @@ void expect_plain_values(const char* op, const RowArguments& a) {
       Label{op, name}.reject_type(value, "a number: a row has one value");
 }
 
+// Moves `at` on by count elements; returns where they begin.
+template <class T>
+T* take(char*& at, size_t count) {
+  T* begin = reinterpret_cast<T*>(at);
+  at += count * sizeof(T);
+  return begin;
+}
+
 }  // namespace
 
-RowInputs read_rows(const char* op, const RowArguments& arguments, int num_rows, int vocab_size) {
+void RowInputs::drop_history() {
+  for (RowParams& row : rows) row.history_size = 0;
+  history_ids.clear();
+  history_counts.clear();
+}
+
+void RowInputs::sort_histories() {
+  std::vector<std::pair<int32_t, uint32_t>> entries;
+  for (size_t row = 0; row < rows.size(); ++row) {
+    const size_t begin = begins[row].history, size = static_cast<size_t>(rows[row].history_size);
+    entries.resize(size);
+    for (size_t i = 0; i < size; ++i) entries[i] = {history_ids[begin + i], history_counts[begin + i]};
+    std::sort(entries.begin(), entries.end());
+    for (size_t i = 0; i < size; ++i) {
+      history_ids[begin + i] = entries[i].first;
+      history_counts[begin + i] = entries[i].second;
+    }
+  }
+}
+
+void RowInputs::point_rows(int32_t* to_history_ids, uint32_t* to_history_counts, int32_t* to_bias_ids,
+                           float* to_bias_values) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].history_ids = to_history_ids + begins[i].history;
+    rows[i].history_counts = to_history_counts + begins[i].history;
+    rows[i].bias_ids = to_bias_ids + begins[i].bias;
+    rows[i].bias_values = to_bias_values + begins[i].bias;
+  }
+}
+
+size_t RowInputs::packed_bytes() const {
+  return rows.size() * sizeof(RowParams) + history_ids.size() * (sizeof(int32_t) + sizeof(uint32_t)) +
+         bias_ids.size() * (sizeof(int32_t) + sizeof(float));
+}
+
+void RowInputs::pack(void* memory, void* address) {
+  char* at = static_cast<char*>(address) + rows.size() * sizeof(RowParams);
+  int32_t* const to_history_ids = take<int32_t>(at, history_ids.size());
+  uint32_t* const to_history_counts = take<uint32_t>(at, history_counts.size());
+  int32_t* const to_bias_ids = take<int32_t>(at, bias_ids.size());
+  point_rows(to_history_ids, to_history_counts, to_bias_ids, take<float>(at, bias_values.size()));
+
+  char* to = static_cast<char*>(memory);
+  const auto copy = [&](const auto& values) {
+    const size_t bytes = values.size() * sizeof(values[0]);
+    if (bytes > 0) memcpy(to, values.data(), bytes);
+    to += bytes;
+  };
+  copy(rows);
+  copy(history_ids);
+  copy(history_counts);
+  copy(bias_ids);
+  copy(bias_values);
+}
+
+RowInputs read_rows(const char* op, const RowArguments& arguments, const Tensor& logits) {
   RowInputs inputs;
-  inputs.rows.resize(static_cast<size_t>(num_rows));
-  read_numbers(op, arguments, inputs.rows);
+  inputs.resize(static_cast<size_t>(logits.shape[0]));
+  const int vocab_size = static_cast<int>(logits.shape[1]);
+  read_numbers({op, inputs, &logits}, arguments);
   read_biases(op, arguments.logit_bias, vocab_size, inputs);
-  if (arguments.prompt_tokens.is_none() && arguments.output_tokens.is_none()) return inputs;
-  const auto prompts = sequences_of_rows({op, "prompt_tokens"}, arguments.prompt_tokens, num_rows);
-  const auto outputs = sequences_of_rows({op, "output_tokens"}, arguments.output_tokens, num_rows);
-  for (int row = 0; row < num_rows; ++row)
-    read_history({op, "prompt_tokens", row}, prompts[static_cast<size_t>(row)], {op, "output_tokens", row},
-                 outputs[static_cast<size_t>(row)], vocab_size, inputs,
-                 inputs.rows[static_cast<size_t>(row)]);
+  read_histories(op, arguments.prompt_tokens, arguments.output_tokens, vocab_size, inputs);
   return inputs;
 }
 
 RowInputs read_one_row(const char* op, const RowArguments& arguments, int vocab_size) {
   RowInputs inputs;
-  inputs.rows.resize(1);
+  inputs.resize(1);
   expect_plain_values(op, arguments);
-  read_numbers(op, arguments, inputs.rows);
-  RowParams& row = inputs.rows[0];
-  read_bias({op, "logit_bias"}, arguments.logit_bias, vocab_size, inputs, row);
+  read_numbers({op, inputs, nullptr}, arguments);
+  read_bias({op, "logit_bias"}, arguments.logit_bias, vocab_size, inputs, 0);
   const auto label = [&](const char* name) { return Label{op, name, 0, -1, true}; };
-  row.position = static_cast<uint64_t>(read_history(label("prompt_tokens"), arguments.prompt_tokens,
-                                                    label("output_tokens"), arguments.output_tokens,
-                                                    vocab_size, inputs, row));
+  inputs.rows[0].position = static_cast<uint64_t>(
+      read_history(label("prompt_tokens"), arguments.prompt_tokens, label("output_tokens"),
+                   arguments.output_tokens, vocab_size, inputs, 0));
   return inputs;
 }
 
@@ -475,28 +252,32 @@ Tensor read_logits(const char* op, nb::handle logits) {
   tensor.expect_ndim(2)
       .expect_dtype({DType::kFloat32, DType::kFloat16, DType::kBFloat16})
       .expect_contiguous_last_axis();
-  if (!tensor.on_cpu())
-    raise<ValueError>(op, "logits is on %s, expected cpu",
-                      device_name(tensor.device_type, tensor.device_id).c_str());
+  if (tensor.device_type != backend::kDeviceType)
+    raise<ValueError>(op, "logits is on %s, expected %s",
+                      device_name(tensor.device_type, tensor.device_id).c_str(), backend::kDeviceName);
   if (tensor.shape[1] < 1 || tensor.shape[1] > kMaxVocabSize || tensor.shape[0] > INT32_MAX)
     raise<ValueError>(op, "logits has shape %s, expected [B, V] with 1 \u2264 V \u2264 %d",
                       shape_text(tensor).c_str(), kMaxVocabSize);
   return tensor;
 }
 
-void read_bitmask(const char* op, nb::handle bitmask, SampleParams& params) {
-  params.token_bitmask = nullptr;
-  if (bitmask.is_none()) return;
+SampleParams params_of(const char* op, const Tensor& logits, nb::handle bitmask) {
+  SampleParams params{};
+  params.logits = logits.data;
+  params.logits_stride = logits.stride[0];
+  params.logits_dtype = logits.dtype;
+  params.num_rows = static_cast<int32_t>(logits.shape[0]);
+  params.vocab_size = static_cast<int32_t>(logits.shape[1]);
+  if (bitmask.is_none()) return params;
   const Tensor mask = tensor_from(op, "token_bitmask", bitmask);
   const int64_t words = (params.vocab_size + 31) / 32;
   mask.expect_dtype({DType::kInt32, DType::kUInt32})
       .expect_shape({params.num_rows, words}, "[B, ceil(V / 32)]")
-      .expect_contiguous_last_axis();
-  if (!mask.on_cpu())
-    raise<ValueError>(op, "token_bitmask is on %s, expected cpu like logits",
-                      device_name(mask.device_type, mask.device_id).c_str());
+      .expect_contiguous_last_axis()
+      .expect_same_device(logits);
   params.token_bitmask = mask.as<const uint32_t>();
   params.token_bitmask_stride = mask.stride[0];
+  return params;
 }
 
 int read_num_logprobs(const char* op, nb::handle logprobs) {

@@ -2,6 +2,7 @@
 // RowParams and the flat lists behind them. Everything is checked here, before a kernel runs; errors name the
 // argument and the row.
 #pragma once
+#include <cstddef>
 #include <vector>
 
 #include "bind/tensor.h"
@@ -17,23 +18,43 @@ struct RowArguments {
   nb::handle seed, position, substream;
 };
 
-// What SampleParams points to, for the rows of one call.
+// What the kernels see of these arguments: rows, and the lists that they point to.
 struct RowInputs {
-  std::vector<RowParams> rows;
-  std::vector<int32_t> history_ids;  // counts lie beside the ids
-  std::vector<uint32_t> history_counts;
+  struct Begin {  // of a row's lists
+    size_t history = 0, bias = 0;
+  };
+  std::vector<RowParams> rows;  // the pointers are set at the end
+  std::vector<Begin> begins;
+  std::vector<int32_t> history_ids;
+  std::vector<uint32_t> history_counts;  // beside the ids
   std::vector<int32_t> bias_ids;
   std::vector<float> bias_values;
+  RowFieldsParams device_fields{};  // parameters in arrays that the host does not read
+
+  void resize(size_t num_rows) {
+    rows.resize(num_rows);
+    begins.resize(num_rows);
+  }
+  void drop_history();
+  void sort_histories();  // by id: device kernels search the lists
+  void point_rows(int32_t* history_ids, uint32_t* history_counts, int32_t* bias_ids, float* bias_values);
+
+  // Rows, then lists, in one piece of memory that the kernels find at `address`.
+  size_t packed_bytes() const;
+  void pack(void* memory, void* address);
 };
 
-RowInputs read_rows(const char* op, const RowArguments& arguments, int num_rows, int vocab_size);
+// The arguments of a batch. Arrays that lie where the logits lie are left to the device (unless
+// backend::kOnHost).
+RowInputs read_rows(const char* op, const RowArguments& arguments, const Tensor& logits);
 
 // One row, as Sampler.admit takes it: plain values, one sequence of ids, one dict. Its position is not read:
 // it is the number of output tokens.
 RowInputs read_one_row(const char* op, const RowArguments& arguments, int vocab_size);
 
-Tensor read_logits(const char* op, nb::handle logits);  // [B, V] on the CPU
-void read_bitmask(const char* op, nb::handle bitmask, SampleParams& params);
+Tensor read_logits(const char* op, nb::handle logits);  // [B, V] on the module's device
+// Logits, sizes and the bitmask, which lies where the logits lie.
+SampleParams params_of(const char* op, const Tensor& logits, nb::handle bitmask);
 int read_num_logprobs(const char* op, nb::handle logprobs);  // -1: None
 LogprobsMode read_logprobs_mode(const char* op, nb::handle mode);
 

@@ -1,111 +1,20 @@
-// tokenstep._C.Sampler: the engine's form of sample. Parameters, history and biases of each slot stay in
-// memory between steps, where a kernel reads and advances them; a step with `out` given allocates nothing.
+// Sampler of a module: the engine's form of sample. Parameters, history and biases of each slot stay in the
+// device's memory between steps, where a kernel reads and advances them; a step with `out` given allocates
+// nothing, and on a GPU can be captured in a graph.
+#include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <vector>
 
+#include "bind/backend.h"
 #include "bind/ops.h"
 #include "bind/sample_args.h"
 #include "bind/sample_outputs.h"
 #include "common/check.h"
 #include "common/sampling_rules.h"
 #include "cpu/fp_environment.h"
-#include "cpu/sample.h"
 
 namespace tokenstep::bind {
 namespace {
-
-// Zeroed memory that the operating system provides page by page as it is touched.
-template <class T>
-class LazyZeros {
- public:
-  bool empty() const { return !memory_; }
-  void allocate(size_t count) {
-    memory_.reset(static_cast<T*>(std::calloc(count, sizeof(T))));
-    if (!memory_) throw std::bad_alloc();
-  }
-  T* data() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> memory_;
-};
-
-// History of the slots: per slot a list of unique ids with room for all of the vocabulary, and counts by
-// token id. Both are address space until touched: a slot takes 4 bytes per unique id, and the pages of its
-// counts that its ids lie in.
-class Histories {
- public:
-  Histories(int max_rows, int vocab_size) : max_rows_(max_rows), vocab_size_(vocab_size) {}
-
-  int32_t* ids() const { return ids_.data(); }
-  uint32_t* counts() const { return counts_.data(); }
-
-  void admit(int slot, const RowInputs& inputs, RowParams& row) {
-    if (ids_.empty()) ids_.allocate(size());
-    if (counts_.empty()) counts_.allocate(size());
-    row.history_begin = int64_t{slot} * vocab_size_;
-    row.history_capacity = vocab_size_;
-    for (int i = 0; i < row.history_size; ++i) {
-      const int32_t id = inputs.history_ids[static_cast<size_t>(i)];
-      ids_.data()[row.history_begin + i] = id;
-      counts_.data()[row.history_begin + id] = inputs.history_counts[static_cast<size_t>(i)];
-    }
-  }
-  void release(const RowParams& row) {
-    if (row.history_capacity == 0) return;
-    for (int i = 0; i < row.history_size; ++i)
-      counts_.data()[row.history_begin + ids_.data()[row.history_begin + i]] = 0;
-  }
-
- private:
-  size_t size() const { return static_cast<size_t>(max_rows_) * static_cast<size_t>(vocab_size_); }
-  int max_rows_, vocab_size_;
-  LazyZeros<int32_t> ids_;
-  LazyZeros<uint32_t> counts_;
-};
-
-// Biases of the slots, in one array; holes are closed when they are more than what is used.
-class Biases {
- public:
-  const int32_t* ids() const { return ids_.data(); }
-  const float* values() const { return values_.data(); }
-
-  // `rows` are all slots; those that are not admitted have bias_size 0, as has `row` until now.
-  void admit(const RowInputs& inputs, std::vector<RowParams>& rows, RowParams& row) {
-    if (inputs.bias_ids.empty()) return;
-    if (ids_.size() > 2 * used_ + 4096) close_holes(rows);
-    row.bias_begin = static_cast<int64_t>(ids_.size());
-    ids_.insert(ids_.end(), inputs.bias_ids.begin(), inputs.bias_ids.end());
-    values_.insert(values_.end(), inputs.bias_values.begin(), inputs.bias_values.end());
-    row.bias_size = static_cast<int32_t>(inputs.bias_ids.size());
-    used_ += inputs.bias_ids.size();
-  }
-  void release(RowParams& row) {
-    used_ -= static_cast<size_t>(row.bias_size);
-    row.bias_size = 0;
-  }
-
- private:
-  void close_holes(std::vector<RowParams>& rows) {
-    std::vector<int32_t> ids;
-    std::vector<float> values;
-    for (RowParams& row : rows) {
-      const auto begin = static_cast<ptrdiff_t>(row.bias_begin), end = begin + row.bias_size;
-      row.bias_begin = static_cast<int64_t>(ids.size());
-      ids.insert(ids.end(), ids_.begin() + begin, ids_.begin() + end);
-      values.insert(values.end(), values_.begin() + begin, values_.begin() + end);
-    }
-    ids_.swap(ids);
-    values_.swap(values);
-  }
-  std::vector<int32_t> ids_;
-  std::vector<float> values_;
-  size_t used_ = 0;
-};
 
 int read_size(const char* name, int64_t value, int64_t limit) {
   if (value < 1 || value > limit)
@@ -114,15 +23,32 @@ int read_size(const char* name, int64_t value, int64_t limit) {
   return static_cast<int>(value);
 }
 
+// What the host knows of a slot; the rest is in the device's memory.
+struct Slot {
+  bool is_admitted = false;
+  int num_logprobs = -1;
+  uint64_t last_step = 0;  // that it took part in, where the host sees the steps' rows
+  // Unique ids, then counts by id: room for all of the vocabulary, of which only the places of ids seen are
+  // ever touched. Null as long as no request with penalties has come to this slot; kept from then on.
+  backend::Memory history;
+  backend::Memory bias;  // ids, then values
+  size_t bias_capacity = 0;
+};
+
 class Sampler {
  public:
-  Sampler(int64_t max_rows, int64_t vocab_size)
+  Sampler(int64_t max_rows, int64_t vocab_size, int device_id)
       : max_rows_(read_size("max_rows", max_rows, 1 << 20)),
         vocab_size_(read_size("vocab_size", vocab_size, kMaxVocabSize)),
-        rows_(static_cast<size_t>(max_rows_)),
-        admitted_(rows_.size()),
-        stepped_in_(rows_.size()),
-        histories_(max_rows_, vocab_size_) {}
+        device_id_(device_id),
+        slots_(static_cast<size_t>(max_rows_)) {
+    const backend::Queue queue = current_queue();
+    rows_ = backend::allocate_zeroed(slots_.size() * sizeof(RowParams), queue);
+    const std::vector<RowParams> vacant(slots_.size(), vacant_row());
+    backend::copy_to_device(rows_.get(), vacant.data(), vacant.size() * sizeof(RowParams), queue);
+    if (const size_t bytes = backend::workspace_bytes(max_rows_, vocab_size_, queue))
+      workspace_ = backend::allocate_zeroed(bytes, queue);
+  }
 
   void admit(int64_t row, nb::handle temperature, nb::handle top_k, nb::handle top_p, nb::handle min_p,
              nb::handle repetition_penalty, nb::handle presence_penalty, nb::handle frequency_penalty,
@@ -131,34 +57,50 @@ class Sampler {
     constexpr const char* kOp = "Sampler.admit";
     const cpu::FpEnvironment environment;
     expect_slot(kOp, row);
-    const RowInputs inputs = read_one_row(
+    RowInputs inputs = read_one_row(
         kOp,
         {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
          prompt_tokens, output_tokens, logit_bias, seed, nb::handle(), substream},
         vocab_size_);
     const int num_logprobs = read_num_logprobs(kOp, logprobs);
+    if (!has_penalties(inputs.rows[0])) inputs.drop_history();
+
     const Use use(*this, kOp);
-    const size_t slot = static_cast<size_t>(row);
-    forget(slot);
-    RowParams params = inputs.rows[0];
-    params.num_logprobs = num_logprobs;
-    params.bias_begin = params.bias_size = 0;
-    if (has_penalties(params))
-      histories_.admit(static_cast<int>(row), inputs, params);
-    else
-      params.history_begin = params.history_size = 0;
-    rows_[slot] = params;
-    biases_.admit(inputs, rows_, rows_[slot]);
-    admitted_[slot] = true;
+    const backend::Queue queue = current_queue();
+    backend::refuse_capture(kOp, queue);
+    Slot& slot = slots_[static_cast<size_t>(row)];
+    const backend::Staging staging(inputs.packed_bytes(), queue);
+    inputs.pack(staging.data(), staging.data());
+    const RowParams& given = inputs.rows[0];
+    SlotUpdate update{};
+    update.slot = row_of(row);
+    update.row = given;
+    update.row.num_logprobs = num_logprobs;
+    update.history_ids = given.history_ids;
+    update.history_counts = given.history_counts;
+    update.bias_ids = given.bias_ids;
+    update.bias_values = given.bias_values;
+    provide_history(slot, update.row, queue);
+    provide_bias(slot, update.row, queue);
+    backend::update_slot(update, queue);
+    slot.is_admitted = true;
+    slot.num_logprobs = num_logprobs;
   }
 
   void release(int64_t row) {
     constexpr const char* kOp = "Sampler.release";
     expect_slot(kOp, row);
     const Use use(*this, kOp);
-    if (!admitted_[static_cast<size_t>(row)])
-      raise<ValueError>(kOp, "row = %lld was not admitted", static_cast<long long>(row));
-    forget(static_cast<size_t>(row));
+    Slot& slot = slots_[static_cast<size_t>(row)];
+    if (!slot.is_admitted) raise<ValueError>(kOp, "row = %lld was not admitted", static_cast<long long>(row));
+    const backend::Queue queue = current_queue();
+    backend::refuse_capture(kOp, queue);
+    SlotUpdate update{};
+    update.slot = row_of(row);
+    update.row = vacant_row();
+    backend::update_slot(update, queue);
+    slot.is_admitted = false;
+    slot.num_logprobs = -1;
   }
 
   nb::object step(nb::handle logits, nb::handle rows, nb::handle token_bitmask, nb::handle out,
@@ -168,23 +110,18 @@ class Sampler {
     if (x.shape[1] != vocab_size_)
       raise<ValueError>(kOp, "logits has shape %s, expected [B, %d] like the sampler's vocabulary",
                         shape_text(x).c_str(), vocab_size_);
-    SampleParams params{};
-    params.logits = x.data;
-    params.logits_stride = x.stride[0];
-    params.logits_dtype = x.dtype;
-    params.num_rows = static_cast<int32_t>(x.shape[0]);
-    params.vocab_size = vocab_size_;
+    if (x.device_id != device_id_)
+      raise<ValueError>(kOp, "logits is on %s, expected %s like the sampler",
+                        device_name(x.device_type, x.device_id).c_str(),
+                        device_name(x.device_type, device_id_).c_str());
+    SampleParams params = params_of(kOp, x, token_bitmask);
     params.logprobs_mode = read_logprobs_mode(kOp, logprobs_mode);
-    read_bitmask(kOp, token_bitmask, params);
+    params.rows = row_of(0);
+    params.num_slots = max_rows_;
 
     const Use use(*this, kOp);
-    const int num_logprobs = take_slots(kOp, rows, params);
-    params.rows = rows_.data();
-    params.history_ids = histories_.ids();
-    params.history_counts = histories_.counts();
-    params.history_counts_stride = vocab_size_;
-    params.bias_ids = biases_.ids();
-    params.bias_values = biases_.values();
+    read_slots(kOp, rows, x, params);
+    const int num_logprobs = backend::kOnHost ? take_slots(kOp, params) : most_logprobs(params);
     nb::object outputs;
     if (out.is_none()) {
       outputs = new_outputs(x, num_logprobs, params);
@@ -193,7 +130,7 @@ class Sampler {
       outputs = nb::borrow(out);
     }
     nb::gil_scoped_release release;
-    cpu::sample(params);
+    backend::sample(params, workspace_.get(), {x.device_id, current_stream(x)});
     return outputs;
   }
 
@@ -220,49 +157,79 @@ class Sampler {
       raise<ValueError>(op, "row = %lld, expected 0 \u2264 row < %d", static_cast<long long>(row), max_rows_);
   }
 
-  void forget(size_t slot) {
-    if (!admitted_[slot]) return;
-    histories_.release(rows_[slot]);
-    biases_.release(rows_[slot]);
-    rows_[slot] = RowParams{};
-    admitted_[slot] = false;
+  backend::Queue current_queue() const {
+    return {device_id_, current_stream(backend::kDeviceType, device_id_)};
+  }
+  RowParams* row_of(int64_t slot) const { return static_cast<RowParams*>(rows_.get()) + slot; }
+
+  void provide_history(Slot& slot, RowParams& row, const backend::Queue& queue) const {
+    if (!has_penalties(row)) return;
+    const size_t size = static_cast<size_t>(vocab_size_);
+    if (!slot.history)
+      slot.history = backend::allocate_zeroed(size * (sizeof(int32_t) + sizeof(uint32_t)), queue);
+    row.history_ids = static_cast<int32_t*>(slot.history.get());
+    row.history_counts = reinterpret_cast<uint32_t*>(row.history_ids + size);
+    row.history_capacity = vocab_size_;
   }
 
-  // The slots of this step: each admitted, none twice. Returns the largest number of log probabilities that
-  // one wants.
-  int take_slots(const char* op, nb::handle rows, SampleParams& params) {
-    if (!rows.is_none()) {
-      const Tensor slots = tensor_from(op, "rows", rows);
-      slots.expect_dtype({DType::kInt32}).expect_shape({params.num_rows}, "[B]").expect_contiguous();
-      if (!slots.on_cpu())
-        raise<ValueError>(op, "rows is on %s, expected cpu like logits",
-                          device_name(slots.device_type, slots.device_id).c_str());
-      params.row_slots = slots.as<const int32_t>();
-    } else if (params.num_rows > max_rows_) {
-      raise<ValueError>(op, "logits has %d rows, expected at most max_rows = %d", params.num_rows, max_rows_);
+  void provide_bias(Slot& slot, RowParams& row, const backend::Queue& queue) const {
+    const size_t size = static_cast<size_t>(row.bias_size);
+    if (size > slot.bias_capacity) {
+      const size_t capacity = std::max(size, 2 * slot.bias_capacity);
+      slot.bias = backend::allocate_zeroed(capacity * (sizeof(int32_t) + sizeof(float)), queue);
+      slot.bias_capacity = capacity;
     }
+    row.bias_ids = static_cast<int32_t*>(slot.bias.get());
+    row.bias_values = reinterpret_cast<float*>(row.bias_ids + slot.bias_capacity);
+  }
+
+  void read_slots(const char* op, nb::handle rows, const Tensor& logits, SampleParams& params) const {
+    if (rows.is_none()) {
+      if (params.num_rows > max_rows_)
+        raise<ValueError>(op, "logits has %d rows, expected at most max_rows = %d", params.num_rows,
+                          max_rows_);
+      return;
+    }
+    const Tensor slots = tensor_from(op, "rows", rows);
+    slots.expect_dtype({DType::kInt32})
+        .expect_shape({params.num_rows}, "[B]")
+        .expect_contiguous()
+        .expect_same_device(logits);
+    params.row_slots = slots.as<const int32_t>();
+  }
+
+  // The slots of this step, read here: each admitted, none twice. Returns the most log probabilities that one
+  // wants.
+  int take_slots(const char* op, const SampleParams& params) {
     ++step_;
     int num_logprobs = -1;
     for (int i = 0; i < params.num_rows; ++i) {
-      const int32_t slot = params.row_slots ? params.row_slots[i] : i;
-      if (slot < 0 || slot >= max_rows_)
-        raise<ValueError>(op, "rows[%d] = %d, expected 0 \u2264 row < %d", i, slot, max_rows_);
-      const size_t at = static_cast<size_t>(slot);
-      if (!admitted_[at]) raise<ValueError>(op, "rows[%d] = %d was not admitted", i, slot);
-      if (stepped_in_[at] == step_) raise<ValueError>(op, "rows[%d] = %d appears twice", i, slot);
-      stepped_in_[at] = step_;
-      num_logprobs = std::max(num_logprobs, rows_[at].num_logprobs);
+      const int32_t row = params.row_slots ? params.row_slots[i] : i;
+      if (row < 0 || row >= max_rows_)
+        raise<ValueError>(op, "rows[%d] = %d, expected 0 \u2264 row < %d", i, row, max_rows_);
+      Slot& slot = slots_[static_cast<size_t>(row)];
+      if (!slot.is_admitted) raise<ValueError>(op, "rows[%d] = %d was not admitted", i, row);
+      if (slot.last_step == step_) raise<ValueError>(op, "rows[%d] = %d appears twice", i, row);
+      slot.last_step = step_;
+      num_logprobs = std::max(num_logprobs, slot.num_logprobs);
     }
     return num_logprobs;
   }
 
-  const int max_rows_, vocab_size_;
-  std::vector<RowParams> rows_;
-  std::vector<uint8_t> admitted_;
-  std::vector<uint64_t> stepped_in_;  // the last step that a slot took part in
+  // The most log probabilities that one of the slots may want that the device is about to take.
+  int most_logprobs(const SampleParams& params) const {
+    const auto end = slots_.begin() + (params.row_slots ? max_rows_ : params.num_rows);
+    int num_logprobs = -1;
+    for (auto slot = slots_.begin(); slot != end; ++slot)
+      num_logprobs = std::max(num_logprobs, slot->num_logprobs);
+    return num_logprobs;
+  }
+
+  const int max_rows_, vocab_size_, device_id_;
+  std::vector<Slot> slots_;
   uint64_t step_ = 0;
-  Histories histories_;
-  Biases biases_;
+  backend::Memory rows_;  // RowParams of each slot
+  backend::Memory workspace_;
   std::atomic<bool> busy_{false};
 };
 
@@ -270,7 +237,8 @@ class Sampler {
 
 void register_sampler(nb::module_& m) {
   nb::class_<Sampler>(m, "Sampler", "Slots of sampling state that stay in memory between steps.")
-      .def(nb::init<int64_t, int64_t>(), nb::arg("max_rows"), nb::arg("vocab_size"))
+      .def(nb::init<int64_t, int64_t, int>(), nb::arg("max_rows"), nb::arg("vocab_size"),
+           nb::arg("device_id") = 0)
       .def("admit", &Sampler::admit, nb::arg("row"), any_object("temperature") = 1.0, any_object("top_k") = 0,
            any_object("top_p") = 1.0, any_object("min_p") = 0.0, any_object("repetition_penalty") = 1.0,
            any_object("presence_penalty") = 0.0, any_object("frequency_penalty") = 0.0,

@@ -42,14 +42,12 @@ struct TypeRecord {
   bool is_plain_torch = false;  // torch.Tensor or Parameter themselves; subclasses may lie about their memory
 };
 
-const TypeRecord& record_of(nb::handle source) {
+const TypeRecord& record_of_type(nb::handle handle) {
   // The exchange table lives as long as its type, and types are kept alive here: an address is never reused.
   static auto* records = new std::unordered_map<PyObject*, TypeRecord>;
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(source.ptr()));
-  if (const auto it = records->find(type); it != records->end()) return it->second;
+  if (const auto it = records->find(handle.ptr()); it != records->end()) return it->second;
 
   TypeRecord record;
-  const nb::handle handle(type);
   nb::object capsule = nb::getattr(handle, "__dlpack_c_exchange_api__", nb::none());
   if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
     const auto* api =
@@ -66,7 +64,11 @@ const TypeRecord& record_of(nb::handle source) {
       record.is_plain_torch = is_tensor || (module == "torch.nn.parameter" && name == "Parameter");
   }
   handle.inc_ref();
-  return records->emplace(type, record).first->second;
+  return records->emplace(handle.ptr(), record).first->second;
+}
+
+const TypeRecord& record_of(nb::handle source) {
+  return record_of_type(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr())));
 }
 
 DType dtype_from(nb::dlpack::dtype dtype) {
@@ -348,12 +350,28 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
   return result;
 }
 
-void* current_stream(const Tensor& tensor) {
+namespace {
+
+void* stream_of(const ExchangeApi* exchange, int device_type, int device_id) {
   void* stream = nullptr;
-  if (tensor.exchange && tensor.device_type == kCuda && tensor.exchange->current_work_stream &&
-      tensor.exchange->current_work_stream(tensor.device_type, tensor.device_id, &stream) != 0)
+  if (exchange && device_type == kCuda && exchange->current_work_stream &&
+      exchange->current_work_stream(device_type, device_id, &stream) != 0)
     throw nb::python_error();
   return stream;
+}
+
+}  // namespace
+
+void* current_stream(const Tensor& tensor) {
+  return stream_of(tensor.exchange, tensor.device_type, tensor.device_id);
+}
+
+void* current_stream(int device_type, int device_id) {
+  if (device_type != kCuda) return nullptr;
+  const nb::dict modules = nb::borrow<nb::dict>(PyImport_GetModuleDict());
+  if (!modules.contains("torch")) return nullptr;
+  return stream_of(record_of_type(nb::object(modules["torch"].attr("Tensor"))).exchange, device_type,
+                   device_id);
 }
 
 std::string kind_of(nb::handle source) {

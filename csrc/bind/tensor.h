@@ -68,6 +68,8 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
 
 // The stream on which the array's framework is working; null (the default stream) for those that do not say.
 void* current_stream(const Tensor& tensor);
+// The stream on which torch is working, if this process uses torch; else null.
+void* current_stream(int device_type, int device_id);
 
 std::string kind_of(nb::handle source);  // "None", "a str", "an int": what came instead, for error messages
 std::string device_name(int device_type, int device_id);

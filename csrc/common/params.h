@@ -22,8 +22,8 @@ enum class SampleStatus : int32_t {
 
 enum class LogprobsMode : int32_t { kRaw, kProcessed };
 
-// Sampling parameters of one row (or of one slot of a Sampler), in the memory of the device that samples.
-// Its lists are ranges of flat arrays: history (unique ids of prompt and output) and logit bias.
+// Sampling parameters of one row (or of one slot of a Sampler), in the memory of the device that samples, as
+// its lists are: history (unique ids of prompt and output) and logit bias (unique ids, ascending).
 struct alignas(16) RowParams {
   float temperature = 1.0f;
   float top_p = 1.0f;
@@ -35,20 +35,19 @@ struct alignas(16) RowParams {
   uint32_t substream = 0;  // Philox counter, with position
   uint64_t seed = 0;       // Philox key
   uint64_t position = 0;   // index of the output token; a sampled row moves on by one
-  int64_t history_begin = 0;
-  int64_t bias_begin = 0;
+  int32_t* history_ids = nullptr;
+  uint32_t* history_counts = nullptr;  // occurrences (sampling_history.h), see history_capacity
+  int32_t* bias_ids = nullptr;
+  float* bias_values = nullptr;
   int32_t history_size = 0;
+  // 0: the history is only read, and counts lie beside the ids, which ascend on a GPU (kernels search them).
+  // Else sampled tokens join it, history_ids has room for so many, and history_counts is dense: [V], by token
+  // id.
+  int32_t history_capacity = 0;
   int32_t bias_size = 0;
-  int32_t history_capacity =
-      0;  // entries that the row's range of history_ids can hold; 0: the history is not recorded
   int32_t num_logprobs = -1;  // top log probabilities wanted for this row, 0: the token's own only; -1: none
 };
-static_assert(sizeof(RowParams) == 80);
-
-// Occurrences of one token in a row's history: how often in the output (low 31 bits), and whether in the
-// prompt.
-constexpr uint32_t kInPrompt = 0x80000000u;
-constexpr uint32_t kOutputCountMask = 0x7fffffffu;
+static_assert(sizeof(RowParams) == 96);
 
 struct SampleParams {
   const void* logits;  // [B, V] float32, float16 or bfloat16
@@ -57,19 +56,12 @@ struct SampleParams {
   int32_t num_rows;    // B
   int32_t vocab_size;  // V <= kMaxVocabSize
 
-  RowParams* rows;           // [slots]
+  RowParams* rows;           // [num_slots]
+  int32_t num_slots;         // a row whose slot is not one of them is kBadParameter
   const int32_t* row_slots;  // [B] slot of each row; null: row b is slot b
 
   const uint32_t* token_bitmask;  // [B, ceil(V / 32)]: bit i % 32 of word i / 32 allows token i
   int64_t token_bitmask_stride;
-
-  int32_t* history_ids;  // entry i of a row: history_ids[history_begin + i], ids unique within the row
-  uint32_t* history_counts;
-  int64_t history_counts_stride;  // 0: counts lie beside the ids; otherwise the dense [slots, stride] array
-                                  // by token id
-
-  const int32_t* bias_ids;  // entry i of a row: bias_ids[bias_begin + i], unique within the row, ascending
-  const float* bias_values;
 
   int64_t* tokens;  // [B]
   int32_t* status;  // [B], SampleStatus
@@ -81,6 +73,45 @@ struct SampleParams {
   int32_t* ranks;        // [B], 1 is the most likely
   int64_t* top_tokens;   // [B, N]
   float* top_logprobs;   // [B, N]
+};
+
+// ---- what a device is told beside its steps
+// -----------------------------------------------------------------------
+// One slot of a Sampler gets a request, or none: its memory is the device's, the lists are read once.
+struct SlotUpdate {
+  RowParams* slot;
+  RowParams row;  // the new content, pointing at the slot's own lists
+  const int32_t* history_ids;
+  const uint32_t* history_counts;  // beside the ids
+  const int32_t* bias_ids;
+  const float* bias_values;
+};
+
+// Sampling parameters that only the device knows, one array per parameter, as they go into rows.
+enum class RowField : int32_t {
+  kTemperature,
+  kTopP,
+  kMinP,
+  kRepetitionPenalty,
+  kFrequencyPenalty,
+  kPresencePenalty,
+  kTopK,
+  kSubstream,
+  kSeed,
+  kPosition,
+};
+constexpr int kNumRowFields = 10;
+
+struct RowFieldArray {
+  const void* data;  // [B]; null: the rows have it already
+  int64_t stride;
+  DType dtype;  // float32, float64, int32 or int64; of whole numbers int32, int64, uint32 or uint64
+};
+
+struct RowFieldsParams {
+  RowParams* rows;  // [B]
+  int32_t num_rows;
+  RowFieldArray fields[kNumRowFields];  // by RowField
 };
 
 // Steps 0-8 alone: float32 logits, -inf where cut; a greedy row keeps its arg max alone.

@@ -1,11 +1,12 @@
-// The per-token arithmetic of sampling, steps 1-6, written once for host and device: fp32, each operation
-// rounded once. The order of the steps, and what follows them (top-k, top-p, draw), is each backend's own
-// code.
+// The per-token arithmetic of sampling, steps 1-6 and 10, and the order of tokens, written once for host and
+// device: fp32, each operation rounded once. How the cuts (top-k, top-p) and the draw are found is each
+// backend's own code.
 #pragma once
 #include <cstdint>
 
 #include "common/numerics.h"
 #include "common/params.h"
+#include "common/sampling_history.h"
 
 namespace tokenstep {
 
@@ -47,12 +48,12 @@ TOKENSTEP_INLINE float apply_frequency(float x, float penalty, uint32_t count) {
 }
 TOKENSTEP_INLINE float apply_presence(float x, float penalty) { return sub(x, penalty); }
 
-// Steps 2-4 of an edited token. `occurrences` as in params.h, 0: the token is not in the history. Finite
+// Steps 2-4 of an edited token. `occurred` as occurrences() tells, 0: the token is not in the history. Finite
 // parameters make NaN only by overflow (inf - inf); it counts as -inf, so that a banned token stays banned.
-TOKENSTEP_INLINE float apply_edits(float x, float bias, uint32_t occurrences, const RowParams& row) {
+TOKENSTEP_INLINE float apply_edits(float x, float bias, uint32_t occurred, const RowParams& row) {
   x = apply_bias(x, bias);
-  if (occurrences != 0) x = apply_repetition(x, row.repetition_penalty);
-  if (const uint32_t count = occurrences & kOutputCountMask) {
+  if (occurred != 0) x = apply_repetition(x, row.repetition_penalty);
+  if (const uint32_t count = occurred & kOutputCountMask) {
     x = apply_frequency(x, row.frequency_penalty, count);
     x = apply_presence(x, row.presence_penalty);
   }
@@ -78,10 +79,35 @@ TOKENSTEP_INLINE float min_p_threshold(float x_max, float min_p) {
   return threshold < x_max ? threshold : x_max;
 }
 
-// Step 10: ln of a token's share, with log_sum = log_weight_sum(sum of weights). The maximum is at distance 0
-// even where a bias made it +inf.
+// Step 7: how many tokens to keep; 0: all.
+TOKENSTEP_INLINE int32_t effective_top_k(const RowParams& row, int32_t vocab_size) {
+  return row.top_k > 0 && row.top_k < vocab_size ? row.top_k : 0;
+}
+
+// ---- the order of tokens: value descending, id ascending
+// ----------------------------------------------------------
+// The last token that is kept: every filter keeps a prefix of the order.
+struct Cut {
+  float value = -kInfinity;
+  int32_t id = INT32_MAX;
+};
+TOKENSTEP_INLINE bool is_kept(float value, int32_t id, Cut cut) {  // without branches
+  return static_cast<int>(value > cut.value) |
+         (static_cast<int>(value == cut.value) & static_cast<int>(id <= cut.id));
+}
+TOKENSTEP_INLINE bool comes_before(float value, int32_t id, float other_value, int32_t other_id) {
+  return value != other_value ? value > other_value : id < other_id;
+}
+
+// ---- step 10
+// ------------------------------------------------------------------------------------------------------
+// What a weight and a log probability are functions of. The maximum is at distance 0 even where a bias made
+// it +inf.
+TOKENSTEP_INLINE float distance_from_max(float x, float x_max) { return x == x_max ? 0.0f : sub(x, x_max); }
+
+// ln of a token's share, with log_sum = log_weight_sum(sum of weights).
 TOKENSTEP_INLINE float log_probability(float x, float x_max, float log_sum) {
-  return sub(x == x_max ? 0.0f : sub(x, x_max), log_sum);
+  return sub(distance_from_max(x, x_max), log_sum);
 }
 
 }  // namespace tokenstep

@@ -40,19 +40,6 @@ class Buffer {
   size_t capacity_ = 0;
 };
 
-// The last token that is kept, in the order (value descending, id ascending).
-struct Cut {
-  float value = -kInfinity;
-  int32_t id = INT32_MAX;
-};
-TOKENSTEP_INLINE bool is_kept(float value, int32_t id, Cut cut) {  // without branches
-  return static_cast<int>(value > cut.value) |
-         (static_cast<int>(value == cut.value) & static_cast<int>(id <= cut.id));
-}
-TOKENSTEP_INLINE bool comes_before(float value, int32_t id, float other_value, int32_t other_id) {
-  return value != other_value ? value > other_value : id < other_id;
-}
-
 // The next float above or below x (not NaN, not the infinity on that side), -0 and +0 being one.
 TOKENSTEP_INLINE float next_above(float x) { return from_ordered_bits(ordered_bits(x) + 1); }
 TOKENSTEP_INLINE float next_below(float x) { return -next_above(-x); }

@@ -42,20 +42,16 @@ template <class Step, class Logit>
 void sample_row(const SampleParams& p, Row<Logit>& row, Step& step) {
   if (const SampleStatus status = step.prepare(); status != SampleStatus::kSampled)
     return write_failure(p, row.index, status);
-  const bool wants_logprobs = p.logprobs && row.params.num_logprobs >= 0;
-  const bool processed = p.logprobs_mode == LogprobsMode::kProcessed;
-  step.cut_tokens(/*draws=*/true, wants_logprobs && !processed, wants_logprobs && processed);
+  const bool logprobs = wants_logprobs(p, row.params), raw = p.logprobs_mode == LogprobsMode::kRaw;
+  step.cut_tokens(/*draws=*/true, logprobs && raw, logprobs && !raw);
   const int32_t token = step.is_greedy_row() ? step.arg_max() : step.draw();
   p.tokens[row.index] = token;
   p.status[row.index] = static_cast<int32_t>(SampleStatus::kSampled);
-  if (wants_logprobs) {
+  if (logprobs)
     write_logprobs(p, row, step, token);
-  } else {
-    if (p.logprobs) p.logprobs[row.index] = __builtin_nanf("");
-    if (p.ranks) p.ranks[row.index] = 0;
-    write_no_logprobs(p, row.index, 0);
-  }
-  record_token(p, row, token);
+  else
+    write_no_logprobs(p, row.index);
+  record_token(row.params, token);
 }
 
 // Writes the row after step 8. `out` may be the row itself: a block is written after it was read.

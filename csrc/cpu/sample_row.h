@@ -2,7 +2,7 @@
 // only read of the whole row from memory. It keeps one maximum per block, raw and edited; edited values live
 // in a short list by block and are never written to a copy of the row.
 #pragma once
-#include "common/params.h"
+#include "common/sample_results.h"
 #include "cpu/sample_candidates.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
@@ -11,9 +11,9 @@ namespace {
 // A token that bias or history changes.
 struct Edit {
   int32_t id;
-  uint32_t occurrences;  // as in params.h; 0: not in the history
-  float bias;            // kNoBias: none
-  float value;           // after step 4, once the scan has passed
+  uint32_t occurred;  // see occurrences(); 0: not in the history
+  float bias;         // kNoBias: none
+  float value;        // after step 4, once the scan has passed
 };
 
 // Memory of a row at work; a thread keeps two, for this row and the next.
@@ -48,7 +48,7 @@ class Row {
     const size_t padded = static_cast<size_t>((num_blocks + kBlock - 1) / kBlock * kBlock);
     pad(scratch.raw_max.reserve(padded), padded);
     const bool in_range = parameters_in_range(params);
-    if (in_range) gather_edits(p);
+    if (in_range) gather_edits();
     unedited_ = !mask_ && !has_edits_;
     if (in_range && wants_estimates(p)) {
       estimate_scale_ = inverse_temperature(params.temperature);
@@ -126,9 +126,9 @@ class Row {
   // Only rows that draw from all of the vocabulary profit, and only where no log probability asks for the
   // exact sum.
   bool wants_estimates(const SampleParams& p) const {
-    const bool has_top_k = params.top_k > 0 && params.top_k < vocab_size;
-    if (params.temperature < kGreedyBelow || has_top_k || params.min_p > 0.0f) return false;
-    if (!p.logprobs || params.num_logprobs < 0) return true;
+    if (params.temperature < kGreedyBelow || effective_top_k(params, vocab_size) || params.min_p > 0.0f)
+      return false;
+    if (!wants_logprobs(p, params)) return true;
     const bool raw_is_drawn = params.temperature == 1.0f && !mask_ && !has_edits_;
     return p.logprobs_mode == LogprobsMode::kRaw && !raw_is_drawn;
   }
@@ -193,14 +193,11 @@ class Row {
 
   // Sorts the row's biases and history by block, so that a block is edited while it is in the first cache.
   // Within a block the biases come first.
-  void gather_edits(const SampleParams& p) {
+  void gather_edits() {
     const int num_history = has_penalties(params) ? params.history_size : 0, num_bias = params.bias_size;
     has_edits_ = num_history > 0 || num_bias > 0;
     if (!has_edits_) return;
-    const int32_t* bias_ids = p.bias_ids + params.bias_begin;
-    const int32_t* history_ids = p.history_ids + params.history_begin;
-    const uint32_t* counts = p.history_counts_stride ? p.history_counts + slot * p.history_counts_stride
-                                                     : p.history_counts + params.history_begin;
+    const int32_t *bias_ids = params.bias_ids, *history_ids = params.history_ids;
     int32_t* begin = scratch.edits_begin.reserve(static_cast<size_t>(num_blocks) + 1);
     int32_t* end = scratch.edits_end.reserve(static_cast<size_t>(num_blocks));
     Edit* edits = scratch.edits.reserve(static_cast<size_t>(num_history) + static_cast<size_t>(num_bias));
@@ -208,34 +205,34 @@ class Row {
     for (int i = 0; i < num_bias; ++i) ++begin[bias_ids[i] / kBlock + 1];
     for (int i = 0; i < num_history; ++i) {
       ++begin[history_ids[i] / kBlock + 1];
-      if (p.history_counts_stride)
-        __builtin_prefetch(counts + history_ids[i]);  // read soon, from all over memory
+      if (params.history_capacity > 0)
+        __builtin_prefetch(params.history_counts + history_ids[i]);  // read soon, from all over memory
     }
     for (int block = 0; block < num_blocks; ++block) {
       begin[block + 1] += begin[block];
       end[block] = begin[block];
     }
     for (int i = 0; i < num_bias; ++i)
-      edits[end[bias_ids[i] / kBlock]++] = {bias_ids[i], 0, p.bias_values[params.bias_begin + i], 0.0f};
+      edits[end[bias_ids[i] / kBlock]++] = {bias_ids[i], 0, params.bias_values[i], 0.0f};
     for (int i = 0; i < num_history; ++i) {
       const int32_t id = history_ids[i];
-      edits[end[id / kBlock]++] = {id, counts[p.history_counts_stride ? id : i], kNoBias, 0.0f};
+      edits[end[id / kBlock]++] = {id, occurrences(params, i), kNoBias, 0.0f};
     }
   }
 
   // A token with both a bias and a history has two entries so far: joins them.
   void join_edits_of_block(int block) {
     const int begin = scratch.edits_begin[block], end = scratch.edits_end[block];
-    if (scratch.edits[begin].occurrences || !scratch.edits[end - 1].occurrences) return;  // of one kind only
+    if (scratch.edits[begin].occurred || !scratch.edits[end - 1].occurred) return;  // of one kind only
     int16_t bias_at[kBlock];
     for (int16_t& at : bias_at) at = -1;
     int i = begin, kept = begin;
-    for (; !scratch.edits[i].occurrences; ++i)
+    for (; !scratch.edits[i].occurred; ++i)
       bias_at[scratch.edits[i].id % kBlock] = static_cast<int16_t>(i - begin);
     for (kept = i; i < end; ++i) {
       const Edit edit = scratch.edits[i];
       if (const int at = bias_at[edit.id % kBlock]; at >= 0)
-        scratch.edits[begin + at].occurrences = edit.occurrences;
+        scratch.edits[begin + at].occurred = edit.occurred;
       else
         scratch.edits[kept++] = edit;
     }
@@ -254,7 +251,7 @@ class Row {
     for (int i = scratch.edits_begin[block]; i < scratch.edits_end[block]; ++i) {
       Edit& edit = scratch.edits[i];
       const float x = mask_ && !is_allowed(mask_, edit.id) ? -kInfinity : raw_value(edit.id);
-      edit.value = apply_edits(x, edit.bias, edit.occurrences, params);
+      edit.value = apply_edits(x, edit.bias, edit.occurred, params);
       result.raised = edit.value > result.raised ? edit.value : result.raised;
       result.lowered |= x == largest && edit.value < x;
     }

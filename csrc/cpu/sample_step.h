@@ -46,8 +46,8 @@ class RowStep {
   // Steps 6-8: finds the cut and, for the draw, the weights of what is kept. `wants_raw_sum` and
   // `wants_edited_sum` ask for the sums that log probabilities need.
   void cut_tokens(bool draws, bool wants_raw_sum, bool wants_edited_sum) {
-    const int32_t top_k = row_.params.top_k;
-    const bool has_top_k = top_k > 0 && top_k < row_.vocab_size, has_top_p = row_.params.top_p < 1.0f;
+    const int32_t top_k = effective_top_k(row_.params, row_.vocab_size);
+    const bool has_top_k = top_k > 0, has_top_p = row_.params.top_p < 1.0f;
     if (greedy_) {
       if (wants_raw_sum || wants_edited_sum) sweep(wants_edited_sum, wants_raw_sum);
       if (wants_edited_sum) total_ = sum_of(row_.scratch.sum.data());

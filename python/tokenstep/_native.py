@@ -19,8 +19,16 @@ def _load_cuda() -> tuple[ModuleType | None, str | None]:
         return None, f"the CUDA module cannot be loaded: {error}"
 
 
+def cuda_unusable_because() -> str | None:
+    """Why CUDA cannot be used in this process, for an error message; None if it can."""
+    if cuda is None:
+        return cuda_absent_because
+    reason: str | None = cuda.unusable_because()
+    return None if reason is None else f"the CUDA module cannot be used here: {reason}"
+
+
 cuda: ModuleType | None
 cuda_absent_because: str | None
 cuda, cuda_absent_because = _load_cuda()
 
-__all__ = ["cpu", "cuda", "cuda_absent_because"]
+__all__ = ["cpu", "cuda", "cuda_absent_because", "cuda_unusable_because"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -22,11 +22,11 @@ Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 class LLM:
     """A language model to complete prompts with.
 
-    Safe to use from several threads: they share the batch. The number of threads that compute is torch's.
+    Safe to use from several threads: they share the batch. It computes on as many threads as torch does.
 
     Args:
         model: "smollm2", a .gguf file, or a folder with config.json and safetensors.
-        device: "cpu", or "auto" for the best that this build has kernels for.
+        device: "cpu", "cuda" or "auto", a GPU where torch and this build can use it.
         dtype: "float32", "bfloat16", "float16" or "auto".
         max_batch: sequences that are generated together; more wait for their turn.
         kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
@@ -39,13 +39,15 @@ class LLM:
         ModelNotFound: there is no such model.
         ModelFileError: a file is damaged or incomplete.
         UnsupportedConfig: the model needs something that tokenstep doesn't have.
+        ValueError: an argument is out of range.
+        RuntimeError: the device can't be used.
     """
 
     def __init__(
         self,
         model: str | Path = "smollm2",
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         max_batch: int = 32,
         kv_tokens: int | None = None,
@@ -53,7 +55,6 @@ class LLM:
         progress: bool = True,
     ) -> None:
         config = EngineConfig(max_batch=max_batch, kv_tokens=kv_tokens)
-        _native.cpu.set_num_threads(torch.get_num_threads())
         place = choose_device(device)
         loaded = load(model, device=place, dtype=dtype, progress=progress)
         self.name = loaded.name
@@ -86,16 +87,16 @@ class LLM:
     @overload
     def complete(
         self, prompt: Prompt | None = ..., *, stream: Literal[True], **params: Any
-    ) -> Iterator[CompletionChunk]: ...
+    ) -> Generator[CompletionChunk]: ...
 
     @overload
     def complete(
         self, prompt: Prompt | None = ..., *, stream: bool, **params: Any
-    ) -> Completion | Iterator[CompletionChunk]: ...
+    ) -> Completion | Generator[CompletionChunk]: ...
 
     def complete(
         self, prompt: Prompt | None = None, *, stream: bool = False, **params: Any
-    ) -> Completion | Iterator[CompletionChunk]:
+    ) -> Completion | Generator[CompletionChunk]:
         """Completes one prompt or many.
 
         Args:
@@ -105,7 +106,7 @@ class LLM:
             **params: any field of `CompletionRequest`, such as max_tokens, temperature, stop or logprobs.
 
         Returns:
-            The response; with `stream` an iterator of its chunks. Dropping that midway ends the request.
+            The response; with `stream` an iterator of its chunks. Closing or dropping that ends the request.
 
         Raises:
             RequestError: a parameter is wrong; the message names it.
@@ -131,17 +132,28 @@ class LLM:
         self.close()
 
 
-def choose_device(device: str) -> torch.device:
-    """The device that `device` means; "auto" is a GPU where both torch and this build can use it."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if _native.cuda is not None and torch.cuda.is_available() else "cpu")
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device that `device` means; "auto" is a GPU where both torch and this build can use it.
+
+    Raises ValueError for a name that means none, RuntimeError for a GPU that can't be used.
+    """
+    name = str(device)
+    gpu_works = _native.cuda is not None and torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if gpu_works else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (index.isdecimal() or name == kind):
+        raise ValueError(f"tokenstep.LLM: device = {name!r}, expected 'auto', 'cpu' or 'cuda'")
+    if kind == "cuda" and not gpu_works:
+        reason = _native.cuda_absent_because or "torch finds no GPU here"
+        raise RuntimeError(f"tokenstep.LLM: device = {name!r}, but {reason}")
+    return torch.device(name)
 
 
-def _as_lists(prompt: Prompt | None) -> object:
-    """The prompt with tuples, arrays and tensors as lists."""
-    if prompt is None or isinstance(prompt, str):
-        return prompt
+def _as_lists(prompt: object) -> object:
+    """The prompt with tuples, arrays and tensors as lists; what else it may be is the schema's to refuse."""
     if hasattr(prompt, "tolist"):
         return prompt.tolist()
-    return [item if isinstance(item, (str, int)) else _as_lists(item) for item in prompt]
+    if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
+        return [_as_lists(item) for item in prompt]
+    return prompt

@@ -4,7 +4,7 @@ Per row and in this order: bitmask, logit bias, repetition, frequency and presen
 min-p, top-k, top-p, the draw, log probabilities. Weights are integers and the random bits are Philox4x32-10
 (Salmon et al., SC 2011) of (seed, position, substream): the token of a row is a function of that row's inputs
 alone, the same bits on every machine, for any number of threads and in any place of any batch. Nothing is
-computed in this file.
+computed in this file: logits on a GPU go to the CUDA module, all others to that of the CPU.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def sample(
     """
     try:
         out = SampleOutput._make(
-            _native.cpu.sample(
+            _module_for(logits).sample(
                 logits,
                 temperature,
                 top_k,
@@ -200,7 +200,7 @@ def apply_logits(
         RuntimeError: as :func:`sample`.
     """
     try:
-        result, _ = _native.cpu.apply_logits(
+        result, _ = _module_for(logits).apply_logits(
             logits,
             temperature,
             top_k,
@@ -248,9 +248,14 @@ class Sampler:
     """The engine's form of :func:`sample`: parameters and histories of ``max_rows`` requests stay in memory.
 
     Each step draws one token for some of the rows, adds it to their histories and moves their positions on.
-    What a row gives is what :func:`sample` gives with that row's parameters, history and position. Memory: 80
-    bytes a row; once a row with penalties is admitted, address space for 8 bytes a row and vocabulary entry,
-    of which only the pages that hold the ids seen are ever touched. One thread at a time may use a sampler.
+    What a row gives is what :func:`sample` gives with that row's parameters, history and position. Memory: 96
+    bytes a row; from the first request with penalties in a row on, 8 bytes per vocabulary entry for it (on the
+    CPU address space, of which only the pages that hold the ids seen are ever touched). One thread at a time
+    may use a sampler.
+
+    On a GPU all of it is device memory. ``admit`` and ``release`` are enqueued on torch's current stream and
+    wait for nothing; ``step`` with ``out`` is one kernel launch, and can be captured in a CUDA graph that is
+    replayed while rows are admitted and released between replays.
     """
 
     __slots__ = ("_native",)
@@ -261,19 +266,30 @@ class Sampler:
         Args:
             max_rows: rows are numbered 0 to max_rows - 1.
             vocab_size: V, the width of the logits, up to 2^18.
-            device: where the logits will be, "cpu" for now; a string or a torch.device.
+            device: where the logits will be: "cpu", "cuda" (the current GPU) or "cuda:1"; a string or a
+                torch.device.
 
         Raises:
             ValueError: a size is out of range, or the device unknown.
             RuntimeError: a GPU is asked for and cannot be used.
         """
-        name = str(device)
-        if name.partition(":")[0] == "cuda":
-            reason = _native.cuda_absent_because or "this version samples on the CPU only"
-            raise RuntimeError(f"tokenstep.Sampler: device = {name!r}, but {reason}")
-        if name not in ("cpu", "cpu:0"):
-            raise ValueError(f"tokenstep.Sampler: device = {name!r}, expected 'cpu' or 'cuda'")
-        self._native = _native.cpu.Sampler(max_rows, vocab_size)
+        name, _, index = str(device).partition(":")
+        if name not in ("cpu", "cuda") or not (index.isdecimal() or index == ""):
+            raise ValueError(f"tokenstep.Sampler: device = {str(device)!r}, expected 'cpu' or 'cuda'")
+        if name == "cpu":
+            if index not in ("", "0"):
+                raise ValueError(f"tokenstep.Sampler: device = {str(device)!r}, expected 'cpu' or 'cuda'")
+            self._native = _native.cpu.Sampler(max_rows, vocab_size)
+            return
+        reason = _native.cuda_unusable_because()
+        if _native.cuda is None or reason is not None:
+            raise RuntimeError(f"tokenstep.Sampler: device = {str(device)!r}, but {reason}")
+        number = int(index) if index else _native.cuda.current_device()
+        if number >= _native.cuda.num_devices():
+            raise ValueError(
+                f"tokenstep.Sampler: device = {str(device)!r}, expected less than {_native.cuda.num_devices()} GPUs"
+            )
+        self._native = _native.cuda.Sampler(max_rows, vocab_size, number)
 
     @property
     def max_rows(self) -> int:
@@ -331,7 +347,7 @@ class Sampler:
         Args:
             logits: float32, float16 or bfloat16 [B, V].
             rows: int32 [B], the admitted row that each row of logits belongs to, none twice; None: 0 to B -
-                1.
+                1. On a GPU the host does not read them: a row that was not admitted gets status 3.
             token_bitmask: int32 [B, ceil(V/32)], as :func:`sample`.
             out: arrays to fill, so that nothing is allocated; the fields that no row asks for may be None.
             logprobs_mode: "raw" or "processed", as :func:`sample`.
@@ -343,7 +359,8 @@ class Sampler:
 
         Raises:
             TypeError: an argument is of the wrong kind, dtype or device.
-            ValueError: a shape is wrong, or a row was not admitted or comes twice; nothing is drawn then.
+            ValueError: a shape is wrong, or (on the CPU) a row was not admitted or comes twice; nothing is
+                drawn then.
         """
         if out is not None:
             self._native.step(logits, rows, token_bitmask, out, logprobs_mode)
@@ -378,11 +395,24 @@ def _like(logits: Array, a: Any) -> Any:
     return library.from_dlpack(a)
 
 
+def _module_for(logits: Array) -> Any:
+    """The compiled module of the device that the logits are on; that of the CPU says what is wrong with others."""
+    if _native.cuda is None or isinstance(logits, np.ndarray):
+        return _native.cpu
+    on_gpu = getattr(logits, "is_cuda", None)  # of torch, in tens of nanoseconds
+    if on_gpu is None:
+        on_gpu = _device_type(logits) == _CUDA
+    return _native.cuda if on_gpu else _native.cpu
+
+
+def _device_type(logits: Array) -> int | None:
+    try:
+        return int(logits.__dlpack_device__()[0])
+    except Exception:  # no array at all, or none with memory: the op's own error says so
+        return None
+
+
 def _refuse_cuda(op: str, logits: Array) -> None:
     """Raises RuntimeError if the logits are on a GPU that this build cannot use."""
-    try:
-        device_type = logits.__dlpack_device__()[0]
-    except Exception:  # no array at all, or none with memory: the error on its way says so
-        return
-    if device_type == _CUDA and _native.cuda is None:
+    if _native.cuda is None and _device_type(logits) == _CUDA:
         raise RuntimeError(f"tokenstep.{op}: logits is on a GPU, but {_native.cuda_absent_because}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from byte_tokenizer import BEGIN, END, WORDS, ByteTokenizer
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from tokenstep.completions.choice import ChoiceBuilder, Piece
 from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs
+from tokenstep.completions.schema import Logprobs, TokenLogprob, TopLogprob
 from tokenstep.completions.stream import IncrementalDetokenizer
 from tokenstep.engine import TokenLogprobs
 
@@ -153,7 +156,9 @@ class TestFormat:
         formatted = format_logprobs([self.entry(97, -0.5, [(97, -0.5), (98, -1.5)])], ByteTokenizer())
         assert formatted.token_logprobs == [-0.5]
         assert formatted.top_logprobs == [{"a": -0.5, "b": -1.5}]
-        assert formatted.content[0].model_dump() == {
+        top = [TopLogprob("a", -0.5, (97,)), TopLogprob("b", -1.5, (98,))]
+        assert formatted.content == [TokenLogprob("a", -0.5, (97,), top)]
+        assert json.loads(formatted.model_dump_json())["content"][0] == {
             "token": "a",
             "logprob": -0.5,
             "bytes": [97],
@@ -162,6 +167,7 @@ class TestFormat:
                 {"token": "b", "logprob": -1.5, "bytes": [98]},
             ],
         }
+        assert Logprobs.model_validate_json(formatted.model_dump_json()) == formatted
 
     def test_the_chosen_token_is_among_the_top_ones_even_if_unlikely(self) -> None:
         formatted = format_logprobs([self.entry(97, -7.0, [(98, -0.1)])], ByteTokenizer())

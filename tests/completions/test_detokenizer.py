@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from byte_tokenizer import BEGIN, END, ByteTokenizer
+from byte_tokenizer import BEGIN, END, WORDS, ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenstep.completions.logprobs import OffsetCounter, token_text
 from tokenstep.completions.stream import IncrementalDetokenizer
 
+THE = 256 + WORDS.index(b" the")
 TOKENS = st.lists(st.integers(0, BEGIN), max_size=30)
 TEXT_TOKENS = st.text(max_size=10).map(lambda text: list(text.encode()))
 
@@ -47,14 +48,19 @@ def test_a_control_token_inside_a_character_does_not_break_it() -> None:
     assert [detokenizer.push(token) for token in (first, END, second)] == ["", "", "é"]
 
 
-@given(tokens=TOKENS)
-def test_offsets_count_code_points_of_token_texts(tokens: list[int]) -> None:
-    tokenizer = ByteTokenizer()
-    counter = OffsetCounter(tokenizer)
+@given(tokens=TOKENS, strips=st.booleans())
+def test_offsets_count_code_points_of_token_texts(tokens: list[int], strips: bool) -> None:
+    tokenizer = ByteTokenizer(strips)
+    counter = OffsetCounter(tokenizer, skip_special_tokens=False)
     for count, token in enumerate(tokens):
         offset = counter.push(token)
         before = IncrementalDetokenizer(tokenizer, skip_special_tokens=False)
         assert offset == sum(len(before.push(earlier)) for earlier in tokens[:count])
+
+
+def test_control_tokens_that_the_text_leaves_out_count_and_the_space_behind_them_does_not() -> None:
+    counter = OffsetCounter(ByteTokenizer(strips_first_space=True), skip_special_tokens=True)
+    assert [counter.push(token) for token in (BEGIN, THE, END, THE, ord("x"))] == [0, 3, 6, 10, 14]
 
 
 @pytest.mark.parametrize(

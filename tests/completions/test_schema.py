@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
 
 from tokenstep.completions.errors import RequestError
-from tokenstep.completions.schema import Completion, CompletionChoice, CompletionRequest, Usage
+from tokenstep.completions.schema import Completion, CompletionChoice, CompletionRequest, StreamOptions, Usage
 
 ACCEPTED = {
     "prompt": ["", "text", ["a", "b"], [1, 2], [[1], [2, 3]], ["", "b"]],
@@ -17,7 +19,7 @@ ACCEPTED = {
     "top_p": [0, 1, 0.5],
     "top_k": [-1, 0, 1, 10**6],
     "min_p": [0, 1, 0.05],
-    "repetition_penalty": [0.01, 1, 2, 5],
+    "repetition_penalty": [2e-45, 0.01, 1, 2, 5, 3.4e38],
     "presence_penalty": [-2, 2, 0],
     "frequency_penalty": [-2, 2, 0],
     "logit_bias": [{}, {"5": 1}, {"5": None}, {"0": -100, "7": 100.0}, {5: 1}],
@@ -36,7 +38,7 @@ REFUSED = {
     "top_p": [-0.1, 1.1, float("nan")],
     "top_k": [-2, 1.5],
     "min_p": [-0.1, 1.1],
-    "repetition_penalty": [0, -1, float("inf")],
+    "repetition_penalty": [0, -1, 1e-50, 1e39, float("inf")],
     "presence_penalty": [-2.1, 2.1],
     "frequency_penalty": [-2.1, 2.1],
     "logit_bias": [
@@ -51,7 +53,7 @@ REFUSED = {
     ],
     "n": [0, 129, True],
     "best_of": [0, 129],
-    "seed": [2**63, -(2**63) - 1, 1.5],
+    "seed": [2**63, -(2**63) - 1, 1.5, True],
     "stop": ["", ["a", ""], ["a"] * 17, [1], 5],
     "stop_token_ids": [5, ["a"]],
     "min_tokens": [-1],
@@ -83,6 +85,24 @@ def test_the_error_shows_the_value_and_what_was_expected() -> None:
         CompletionRequest.parse({"temperature": 2.5})
     with pytest.raises(RequestError, match=r"^logit_bias = .*: key 'cat', expected a token id$"):
         CompletionRequest.parse({"logit_bias": {"cat": 1}})
+    with pytest.raises(RequestError, match=rf"^seed = {2**63}: expected a signed 64-bit integer$"):
+        CompletionRequest.parse({"seed": 2**63})
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"temperature": 3}, {"stop": ""}])
+def test_a_refused_request_leaves_nothing_behind(fields: dict[str, Any]) -> None:
+    class Caller:
+        pass
+
+    def refused() -> weakref.ref[Caller]:
+        caller = Caller()  # lives in this frame, which the error's traceback holds
+        with pytest.raises(RequestError):
+            CompletionRequest.parse(fields)
+        return weakref.ref(caller)
+
+    found = refused()
+    gc.collect()
+    assert found() is None
 
 
 @pytest.mark.parametrize("field", CompletionRequest.model_fields)
@@ -90,6 +110,12 @@ def test_null_means_the_default(field: str) -> None:
     request = CompletionRequest.parse({field: None})
     assert getattr(request, field) == getattr(CompletionRequest(), field)
     assert not request.given(field)
+
+
+@pytest.mark.parametrize("field", StreamOptions.model_fields)
+def test_null_means_the_default_in_stream_options_too(field: str) -> None:
+    request = CompletionRequest.parse({"stream": True, "stream_options": {field: None}})
+    assert request.stream_options == StreamOptions()
 
 
 def test_unknown_fields_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:

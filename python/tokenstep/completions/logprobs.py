@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import math
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,10 +39,16 @@ def token_text(data: bytes) -> str:
 
 
 class OffsetCounter:
-    """Counts code points of token texts, control tokens included. A character counts when it is whole."""
+    """Counts code points of token texts, control tokens included. A character counts when it is whole.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: knows the bytes of each token.
+        skip_special_tokens: as in the text that the offsets belong to: it decides which space is the first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_space = tokenizer.strips_first_space
         self.offset = 0
@@ -51,7 +57,11 @@ class OffsetCounter:
         """The offset at which `token` begins."""
         begin = self.offset
         data = self._tokenizer.token_bytes(token)
-        if self._strip_space and not self._tokenizer.is_special(token):
+        if (
+            self._strip_space
+            and data
+            and not (self._skip_special_tokens and self._tokenizer.is_special(token))
+        ):
             data = data.removeprefix(b" ")
             self._strip_space = False
         self.offset += len(self._utf8.decode(data))
@@ -59,7 +69,7 @@ class OffsetCounter:
 
     def fork(self) -> OffsetCounter:
         """Another one that goes on from the same place."""
-        twin = OffsetCounter(self._tokenizer)
+        twin = OffsetCounter(self._tokenizer, self._skip_special_tokens)
         twin._utf8.setstate(self._utf8.getstate())
         twin._strip_space = self._strip_space
         twin.offset = self.offset
@@ -67,10 +77,9 @@ class OffsetCounter:
 
 
 def prompt_entries(
-    prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer
+    prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], counter: OffsetCounter
 ) -> list[Entry]:
-    """Entries of a prompt's tokens; `logprobs` has one for each but the first."""
-    counter = OffsetCounter(tokenizer)
+    """Entries of a prompt's tokens; `logprobs` has one for each but the first, `counter` is a new one."""
     return [
         Entry(token, counter.push(token), found)
         for token, found in zip(prompt, [None, *logprobs], strict=True)
@@ -81,8 +90,7 @@ def format_logprobs(entries: Iterable[Entry], tokenizer: Tokenizer) -> Logprobs:
     """`entries` in both forms of the schema."""
     formatted = Logprobs()
     for entry in entries:
-        data = tokenizer.token_bytes(entry.token)
-        text = token_text(data)
+        text, data = _spelling(tokenizer.token_bytes(entry.token))
         formatted.tokens.append(text)
         formatted.text_offset.append(entry.offset)
         found = entry.logprobs
@@ -91,20 +99,21 @@ def format_logprobs(entries: Iterable[Entry], tokenizer: Tokenizer) -> Logprobs:
             formatted.top_logprobs.append(None)
             continue
         logprob = finite(found.logprob)
-        top = [
-            _top(tokenizer.token_bytes(token), value)
-            for token, value in zip(found.top_ids, found.top_logprobs, strict=True)
-        ]
+        top: list[TopLogprob] = []
         best: dict[str, float] = {}
-        for candidate in [*top, _top(data, found.logprob)]:
-            best[candidate.token] = max(candidate.logprob, best.get(candidate.token, -math.inf))
+        for token, value in zip(found.top_ids, found.top_logprobs, strict=True):
+            top_text, top_data = _spelling(tokenizer.token_bytes(token))
+            written = finite(value)
+            top.append(TopLogprob(top_text, written, top_data))
+            best[top_text] = max(written, best.get(top_text, LOWEST))
+        best[text] = max(logprob, best.get(text, LOWEST))
         formatted.token_logprobs.append(logprob)
         formatted.top_logprobs.append(best)
-        formatted.content.append(
-            TokenLogprob(token=text, logprob=logprob, bytes=list(data), top_logprobs=top)
-        )
+        formatted.content.append(TokenLogprob(text, logprob, data, top))
     return formatted
 
 
-def _top(data: bytes, logprob: float) -> TopLogprob:
-    return TopLogprob(token=token_text(data), logprob=finite(logprob), bytes=list(data))
+@functools.lru_cache(maxsize=1 << 16)
+def _spelling(data: bytes) -> tuple[str, tuple[int, ...]]:
+    """A token's text, and its bytes as the schema has them."""
+    return token_text(data), tuple(data)

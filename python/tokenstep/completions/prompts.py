@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tokenstep.completions.errors import RequestError
 from tokenstep.completions.logprobs import OffsetCounter
@@ -18,6 +19,7 @@ class EncodedPrompt:
     """One prompt.
 
     Attributes:
+        name: what errors call it: "prompt" or "prompt[3]".
         ids: token ids, at least one.
         text: what an echo shows before the generated text, without a character that the output may complete.
         whole_text: the same with U+FFFD for such a character.
@@ -25,6 +27,7 @@ class EncodedPrompt:
         offsets: stands at the end of the prompt; None if nobody wants log probabilities.
     """
 
+    name: str
     ids: list[int]
     text: str
     whole_text: str
@@ -32,45 +35,44 @@ class EncodedPrompt:
     offsets: OffsetCounter | None
 
 
-def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[EncodedPrompt]:
+def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer, vocab_size: int) -> list[EncodedPrompt]:
     """The prompts of `request` in any of the four forms; raises RequestError naming the bad one."""
     prompt = request.prompt
+    if isinstance(prompt, str) or all(isinstance(item, int) for item in prompt):
+        named: list[tuple[str, Any]] = [("prompt", prompt)]
+    else:
+        named = [(f"prompt[{index}]", item) for index, item in enumerate(prompt)]
+    if len(named) > MAX_PROMPTS:
+        raise RequestError(f"prompt: {len(named)} prompts, expected at most {MAX_PROMPTS}", param="prompt")
+    return [_encode(item, name, request, tokenizer, vocab_size) for name, item in named]
+
+
+def _encode(
+    prompt: str | list[int], name: str, request: CompletionRequest, tokenizer: Tokenizer, vocab_size: int
+) -> EncodedPrompt:
     if isinstance(prompt, str):
-        return [_encode_text(prompt, "prompt", request, tokenizer)]
-    if all(isinstance(item, int) for item in prompt):
-        return [_encode_ids(prompt, "prompt", request, tokenizer)]
-    if len(prompt) > MAX_PROMPTS:
-        raise RequestError(f"prompt: {len(prompt)} prompts, expected at most {MAX_PROMPTS}", param="prompt")
-    return [
-        _encode_text(item, f"prompt[{index}]", request, tokenizer)
-        if isinstance(item, str)
-        else _encode_ids(item, f"prompt[{index}]", request, tokenizer)
-        for index, item in enumerate(prompt)
-    ]
+        ids = _text_to_ids(prompt, name, request, tokenizer)
+    elif prompt:
+        ids = prompt
+    else:
+        raise RequestError(f"{name} = [], expected at least one token id", param="prompt")
+    for index, token in enumerate(ids):
+        if not 0 <= token < vocab_size:
+            where = f"{name}[{index}]" if ids is prompt else f"token {index} of {name}"
+            raise RequestError(f"{where} = {token}, expected 0 ≤ token id < {vocab_size}", param="prompt")
+    text, detokenizer, offsets = _replay(ids, request, tokenizer)
+    whole_text = text + detokenizer.fork().flush()
+    if isinstance(prompt, str):  # an echo is to the letter, whatever the tokenizer makes of it
+        text = whole_text = prompt
+    return EncodedPrompt(name, ids, text, whole_text, detokenizer, offsets)
 
 
-def _encode_text(text: str, name: str, request: CompletionRequest, tokenizer: Tokenizer) -> EncodedPrompt:
+def _text_to_ids(text: str, name: str, request: CompletionRequest, tokenizer: Tokenizer) -> list[int]:
     try:
         ids = tokenizer.encode(text, request.add_special_tokens) if text else []
     except ValueError as error:
         raise RequestError(f"{name}: {error}", param="prompt") from None
-    if not ids:  # the model needs something to follow
-        ids = [_begin_token(name, tokenizer)]
-    detokenizer, offsets = _replay(ids, request, tokenizer)[1:]
-    return EncodedPrompt(ids, text, text, detokenizer, offsets)
-
-
-def _encode_ids(ids: object, name: str, request: CompletionRequest, tokenizer: Tokenizer) -> EncodedPrompt:
-    assert isinstance(ids, list)
-    if not ids:
-        raise RequestError(f"{name} = [], expected at least one token id", param="prompt")
-    for index, token in enumerate(ids):
-        if not 0 <= token < tokenizer.vocab_size:
-            raise RequestError(
-                f"{name}[{index}] = {token}, expected 0 ≤ token id < {tokenizer.vocab_size}", param="prompt"
-            )
-    text, detokenizer, offsets = _replay(ids, request, tokenizer)
-    return EncodedPrompt(ids, text, text + detokenizer.fork().flush(), detokenizer, offsets)
+    return ids or [_begin_token(name, tokenizer)]  # the model needs something to follow
 
 
 def _begin_token(name: str, tokenizer: Tokenizer) -> int:
@@ -91,7 +93,7 @@ def _replay(
     text = "".join([detokenizer.push(token) for token in ids])
     if request.logprobs is None:
         return text, detokenizer, None
-    offsets = OffsetCounter(tokenizer)
+    offsets = OffsetCounter(tokenizer, request.skip_special_tokens)
     for token in ids:
         offsets.push(token)
     return text, detokenizer, offsets

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from tokenstep.completions.choice import ChoiceBuilder, Piece
 from tokenstep.completions.errors import RequestError
-from tokenstep.completions.logprobs import Entry, format_logprobs, prompt_entries
+from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs, prompt_entries
 from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
 from tokenstep.completions.schema import (
+    UNSUPPORTED,
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -25,8 +26,6 @@ from tokenstep.engine import FailureOutput, Output, PromptOutput, Request
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.sampling import SamplingParams
 
-UNSUPPORTED = ("suffix", "peft")
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -34,6 +33,7 @@ class Limits:
 
     Attributes:
         tokenizer: the model's.
+        vocab_size: token ids that requests may name.
         context: the most tokens of prompt and output.
         model_context: the same without regard to the KV cache.
         model_name: what the model is called.
@@ -42,6 +42,7 @@ class Limits:
     """
 
     tokenizer: Tokenizer
+    vocab_size: int
     context: int
     model_context: int
     model_name: str
@@ -71,23 +72,24 @@ class CompletionRun:
         self.ready: deque[tuple[int, Piece]] = deque()
         self.error: str | None = None
         self.choices_per_prompt = request.best_of or request.n
-        self.prompts = encode_prompts(request, limits.tokenizer)
+        self._all_equal = request.temperature == 0  # then one computed choice serves as all of them
+        self.prompts = encode_prompts(request, limits.tokenizer, limits.vocab_size)
         self._ranks = (request.best_of or 1) > 1 and not request.stream
         self._stop_reasons = self._find_stop_reasons()
         self._seed = self._choose_seed()
         self._prompt_entries: list[list[Entry]] = [[] for _ in self.prompts]
-        self._open_prompts = len(self.prompts)
         self._has_prompt_ids: set[int] = set()  # choices whose chunks have said them
         self.requests = [self._engine_request(index, prompt) for index, prompt in enumerate(self.prompts)]
         self._prompt_index = {request: index for index, request in enumerate(self.requests)}
         self.builders = [
             self._builder(prompt) for prompt in self.prompts for _ in range(self.choices_per_prompt)
         ]
+        self._open_choices = len(self.builders)
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will come."""
-        return not self._open_prompts and all(builder.finished for builder in self.builders)
+        return not self._open_choices
 
     def take(self, output: Output) -> list[tuple[Request, int]]:
         """Files one output of the engine; returns the choices that it may stop computing."""
@@ -96,15 +98,18 @@ class CompletionRun:
             return []
         prompt = self._prompt_index[output.request]
         first = prompt * self.choices_per_prompt
+        choices = range(first, first + self.choices_per_prompt)
         if isinstance(output, PromptOutput):
-            self._take_prompt(output, prompt, range(first, first + self.choices_per_prompt))
+            self._take_prompt(output, prompt, choices)
             return []
-        builder = self.builders[first + output.choice]
-        if builder.finished:
-            return []
-        piece = builder.push(output.token, output.logprobs, output.finish)
-        self.ready.append((first + output.choice, piece))
-        return [(output.request, output.choice)] if builder.finished and not output.finish else []
+        ended = False
+        for index in choices if self._all_equal else (first + output.choice,):
+            builder = self.builders[index]
+            if not builder.finished:
+                self.ready.append((index, builder.push(output.token, output.logprobs, output.finish)))
+                self._open_choices -= builder.finished
+                ended = builder.finished and not output.finish
+        return [(output.request, output.choice)] if ended else []
 
     def completion(self, pieces: Sequence[Piece]) -> Completion:
         """The whole response; `pieces` has all of each choice."""
@@ -169,7 +174,7 @@ class CompletionRun:
                 param="model",
                 code="model_not_found",
             )
-        size = self._limits.tokenizer.vocab_size
+        size = self._limits.vocab_size
         for key in request.logit_bias:
             if int(key) >= size:
                 raise RequestError(
@@ -207,7 +212,7 @@ class CompletionRun:
         choices = [
             SamplingParams(
                 temperature=request.temperature,
-                top_k=min(request.top_k, self._limits.tokenizer.vocab_size),
+                top_k=min(request.top_k, self._limits.vocab_size),
                 top_p=request.top_p,
                 min_p=request.min_p,
                 repetition_penalty=request.repetition_penalty,
@@ -218,22 +223,22 @@ class CompletionRun:
                 substream=index << 16 | choice,
                 logprobs=logprobs,
             )
-            for choice in range(self.choices_per_prompt)
+            for choice in range(1 if self._all_equal else self.choices_per_prompt)
         ]
         scores_prompt = request.loglikelihood or (request.echo and request.logprobs is not None)
         return Request(
             prompt=prompt.ids,
             choices=choices,
-            max_tokens=self._max_tokens(len(prompt.ids)),
+            max_tokens=self._max_tokens(prompt),
             min_tokens=request.min_tokens,
             end_ids=frozenset(self._stop_reasons),
             logprobs=logprobs,
             prompt_logprobs=(request.logprobs or 0) if scores_prompt else None,
         )
 
-    def _max_tokens(self, prompt_tokens: int) -> int:
-        """Tokens that may be generated after so many; raises RequestError if they don't fit the context."""
-        wanted, context = self._request.max_tokens, self._limits.context
+    def _max_tokens(self, prompt: EncodedPrompt) -> int:
+        """Tokens that may be generated after `prompt`; raises RequestError if they don't fit the context."""
+        prompt_tokens, wanted, context = len(prompt.ids), self._request.max_tokens, self._limits.context
         explicit = self._request.given("max_tokens")
         room = context - prompt_tokens
         if room >= wanted:
@@ -243,7 +248,8 @@ class CompletionRun:
         why = " (what the KV cache holds: see kv_tokens)" if context < self._limits.model_context else ""
         raise RequestError(
             f"This model's maximum context length is {context} tokens{why}. However, you requested"
-            f" {prompt_tokens + wanted} tokens ({prompt_tokens} in the prompt, {wanted} in the completion).",
+            f" {prompt_tokens + wanted} tokens ({prompt_tokens} in the {prompt.name}, {wanted} in the"
+            " completion).",
             param="max_tokens" if explicit and room >= 0 else "prompt",
             code="context_length_exceeded",
         )
@@ -260,12 +266,11 @@ class CompletionRun:
     def _take_prompt(self, output: PromptOutput, prompt: int, choices: range) -> None:
         """The prompt has been computed: echoes begin, and choices without tokens end."""
         request = self._request
-        self._open_prompts -= 1
         if output.request.prompt_logprobs is not None:
-            self._prompt_entries[prompt] = prompt_entries(
-                self.prompts[prompt].ids, output.logprobs, self._limits.tokenizer
-            )
+            counter = OffsetCounter(self._limits.tokenizer, request.skip_special_tokens)
+            self._prompt_entries[prompt] = prompt_entries(self.prompts[prompt].ids, output.logprobs, counter)
         ends = not output.request.max_tokens
+        self._open_choices -= len(choices) if ends else 0
         for index in choices:
             self.builders[index].finished = ends
             piece = Piece(finish_reason="length" if ends else None)

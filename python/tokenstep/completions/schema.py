@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -26,6 +27,9 @@ MAX_STOPS = 16
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
+UNSUPPORTED = ("suffix", "peft")  # fields that are refused for now
+SMALLEST_FLOAT32 = 2.0**-149
+LARGEST_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
 
 
 def _no_bool(value: object) -> object:
@@ -57,6 +61,18 @@ def _check_bias(value: dict[str, float | None]) -> dict[str, float | None]:
     return value
 
 
+def _check_float32(value: float) -> float:
+    if not SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32:
+        raise ValueError("expected a number in the range of float32")
+    return value
+
+
+def _check_seed(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("expected a signed 64-bit integer")
+    return value
+
+
 def _check_stop(value: list[str]) -> list[str]:
     if "" in value:
         raise ValueError("the empty string can't be a stop")
@@ -73,6 +89,8 @@ def _as_list(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
+Float32 = Annotated[Float, AfterValidator(_check_float32)]
+Seed = Annotated[Int, AfterValidator(_check_seed)]
 Prompt = Annotated[str | list[str] | list[int] | list[list[int]], BeforeValidator(_check_prompt)]
 Stop = Annotated[
     list[str], BeforeValidator(_as_list), Field(max_length=MAX_STOPS), AfterValidator(_check_stop)
@@ -80,11 +98,19 @@ Stop = Annotated[
 LogitBias = Annotated[dict[str, float | None], BeforeValidator(_text_keys), AfterValidator(_check_bias)]
 
 
+def _without_nulls(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    return {key: value for key, value in data.items() if value is not None}
+
+
 class StreamOptions(BaseModel):
-    """What a stream carries beside the text."""
+    """What a stream carries beside the text. A null field has its default."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+
+    _drop_nulls = model_validator(mode="before")(_without_nulls)
 
 
 class CompletionRequest(BaseModel):
@@ -99,7 +125,7 @@ class CompletionRequest(BaseModel):
     top_p: Float = Field(1.0, ge=0, le=1, description="keep the most likely tokens up to this probability")
     top_k: Int = Field(0, ge=-1, description="keep this many of the most likely tokens; 0 or -1: all")
     min_p: Float = Field(0.0, ge=0, le=1, description="keep tokens this likely, relative to the most likely")
-    repetition_penalty: Float = Field(
+    repetition_penalty: Float32 = Field(
         1.0, gt=0, description="above 1: fewer tokens of prompt and output again"
     )
     presence_penalty: Float = Field(0.0, ge=-2, le=2, description="taken from tokens that are in the output")
@@ -111,7 +137,7 @@ class CompletionRequest(BaseModel):
     best_of: Int | None = Field(
         None, ge=1, le=MAX_CHOICES, description="generate so many, return the n likeliest"
     )
-    seed: Int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed gives the same tokens")
+    seed: Seed | None = Field(None, description="the same seed gives the same tokens")
     stop: Stop = Field([], description="strings that end the text; they aren't part of it")
     stop_token_ids: list[Int] = Field([], description="token ids that end the text")
     min_tokens: Int = Field(0, ge=0, description="nothing ends the text before so many tokens")
@@ -141,7 +167,7 @@ class CompletionRequest(BaseModel):
             return data
         if unknown := sorted(str(key) for key in data if key not in cls.model_fields):
             logger.warning("ignored unknown request fields: %s", ", ".join(unknown))
-        return {key: value for key, value in data.items() if value is not None}
+        return _without_nulls(data)
 
     @model_validator(mode="after")
     def _check_together(self) -> CompletionRequest:
@@ -166,18 +192,20 @@ class CompletionRequest(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise _request_error(error, data) from None
+            refusal = _request_error(error)
+        # not from inside: the error would hold pydantic's, which holds it, where no garbage collector looks
+        raise refusal
 
     def given(self, field: str) -> bool:
         """Whether the caller set this field."""
         return field in self.model_fields_set
 
 
-def _request_error(error: ValidationError, data: Mapping[str, Any]) -> RequestError:
+def _request_error(error: ValidationError) -> RequestError:
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
-        return cause
+        return RequestError(cause.message, param=cause.param, code=cause.code)
     param = str(first["loc"][0]) if first["loc"] else None
     if param is None:
         return RequestError(first["msg"])
@@ -205,14 +233,16 @@ class _Response(BaseModel):
         return frozenset()
 
 
-class TopLogprob(BaseModel):
-    """One of the most likely tokens at a place."""
+@dataclass(slots=True)
+class TopLogprob:
+    """One of the most likely tokens at a place. There may be 21 of these a token, so they are kept light."""
 
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: tuple[int, ...]
 
 
+@dataclass(slots=True)
 class TokenLogprob(TopLogprob):
     """The token at a place, and the most likely ones."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 
 from tokenstep.completions.choice import Piece
 from tokenstep.completions.errors import GenerationError
@@ -41,6 +41,7 @@ class CompletionService:
         self.engine = engine
         self._limits = Limits(
             tokenizer=tokenizer,
+            vocab_size=engine.vocab_size,
             context=engine.max_length,
             model_context=engine.model_length,
             model_name=model_name,
@@ -63,8 +64,8 @@ class CompletionService:
                 on_piece()
         return run.completion(pieces)
 
-    def stream(self, request: CompletionRequest) -> Iterator[CompletionChunk]:
-        """The response in chunks. A bad request raises here; a stream that is dropped ends the request."""
+    def stream(self, request: CompletionRequest) -> Generator[CompletionChunk]:
+        """The response in chunks. A bad request raises here; closing or dropping the stream ends it."""
         return self._chunks(self._prepare(request))
 
     def _chunks(self, run: CompletionRun) -> Generator[CompletionChunk]:
@@ -96,16 +97,22 @@ class CompletionService:
                     return
                 self._advance(run)
         finally:
-            # this may run inside a step, when a forgotten stream is collected: it must not take the lock
             for request in run.requests:
                 self._runs.pop(request, None)
                 self.engine.cancel(request)
+            # this may run inside a step, when a forgotten stream is collected: never wait for the lock here
+            if self._lock.acquire(blocking=False):
+                try:
+                    self.engine.drop_cancelled()
+                finally:
+                    self._lock.release()
 
     def _advance(self, run: CompletionRun) -> None:
         """One step of the engine, unless another thread has got `run` further meanwhile."""
         with self._lock:
             if run.ready or run.finished or run.error is not None:
                 return
+            assert self.engine.has_work, "the engine knows every request in flight"
             try:
                 outputs = self.engine.step()
             except BaseException:

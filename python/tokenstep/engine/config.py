@@ -10,10 +10,14 @@ import torch
 from tokenstep.models import ModelConfig
 
 SPARE_BLOCKS = 1
-"""Beyond kv_tokens: the longest sequence must fit beside its prompt's unfilled block, held for choices to come."""
+"""Beyond kv_tokens: the longest sequence must fit beside its prompt's last block, held for later choices."""
 CPU_CACHE_BYTES = 2 << 30
 CPU_CACHE_SHARE = 0.25
 CUDA_CACHE_SHARE = 0.8
+CGROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)  # versions 2 and 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def cache_memory(device: torch.device) -> int:
 
 def _available_memory() -> int:
     """Bytes this process may still take: what the system has, within the limit of its control group."""
-    limits = [_number(Path("/sys/fs/cgroup/memory.max"), "")]
+    limits = [_number(Path(path), "") for path in CGROUP_LIMITS]
     limits.append(_number(Path("/proc/meminfo"), "MemAvailable:") * 1024)
     return min((limit for limit in limits if limit), default=4 * CPU_CACHE_BYTES)
 

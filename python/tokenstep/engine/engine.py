@@ -23,14 +23,13 @@ from tokenstep.engine.request import (
     RequestState,
     TokenOutput,
 )
-from tokenstep.engine.runner import Runner, Sampled
+from tokenstep.engine.runner import BAD_LOGITS, NO_TOKEN_LEFT, Runner, Sampled
 from tokenstep.engine.scheduler import Demand, plan_admission
 from tokenstep.models import DecoderModel
 
 FAILURES = {
-    1: "the model's logits contain NaN or +inf",
-    2: "no token is left to draw: every one is banned or has probability 0",
-    3: "a sampling parameter is out of range",
+    BAD_LOGITS: "the model's logits contain NaN or +inf",
+    NO_TOKEN_LEFT: "no token is left to draw: every one is banned or has probability 0",
 }
 
 
@@ -43,12 +42,14 @@ class Engine:
         config: sizes.
 
     Attributes:
+        vocab_size: ids that both the tokenizer and the model have.
         max_length: tokens of the longest sequence: the model's context, or all that the KV cache holds.
         model_length: the model's context.
     """
 
     def __init__(self, model: DecoderModel, vocab_size: int, config: EngineConfig) -> None:
         self.config = config
+        self.vocab_size = min(vocab_size, model.config.vocab_size)
         num_blocks = config.num_blocks(model.config, model.dtype, model.device)
         self.model_length = model.config.max_position
         self.max_length = min(self.model_length, num_blocks * config.block_size)
@@ -56,7 +57,7 @@ class Engine:
         self.blocks = BlockManager(num_blocks, config.block_size)
         self.runner = Runner(
             model,
-            vocab_size,
+            self.vocab_size,
             max_batch=config.max_batch,
             num_blocks=num_blocks,
             block_size=config.block_size,
@@ -76,7 +77,7 @@ class Engine:
         return bool(self._states)
 
     def add(self, request: Request) -> None:
-        """Queues `request`; raises ValueError if it could never run."""
+        """Queues `request`; raises ValueError or TypeError if it could never run."""
         if not request.prompt:
             raise ValueError("tokenstep.engine: the prompt is empty")
         length = len(request.prompt) + request.max_tokens
@@ -84,6 +85,8 @@ class Engine:
             raise ValueError(
                 f"tokenstep.engine: {length} tokens of prompt and output, the engine holds {self.max_length}"
             )
+        for params in request.choices:
+            self.runner.check(params, request.prompt)
         state = self._states[request] = RequestState(request)
         self._waiting.append(state)
 
@@ -200,9 +203,10 @@ class Engine:
         request = state.request
         if request.prompt_logprobs is not None:
             following = request.prompt[state.num_computed + 1 :][: len(piece)]
-            state.prompt_logprobs += self.runner.score(
-                hidden[: len(following)], following, request.prompt_logprobs
-            )
+            scored = self.runner.score(hidden[: len(following)], following, request.prompt_logprobs)
+            if scored is None:
+                return [self._fail(state, BAD_LOGITS)]
+            state.prompt_logprobs += scored
         state.num_computed += len(piece)
         if state.num_computed < len(request.prompt):
             return []
@@ -240,8 +244,7 @@ class Engine:
             state, request = choice.state, choice.state.request
             if status:
                 if request in self._states:
-                    outputs.append(FailureOutput(request, FAILURES.get(status, f"sampling status {status}")))
-                    self._drop(state)
+                    outputs.append(self._fail(state, status))
                 continue
             if request not in self._states:  # another choice of it has failed in this step
                 continue
@@ -261,6 +264,11 @@ class Engine:
         if choice.last_token in request.end_ids and choice.num_generated >= request.min_tokens:
             return "stop"
         return "length" if choice.num_generated >= request.max_tokens else None
+
+    def _fail(self, state: RequestState, status: int) -> FailureOutput:
+        """Drops a request that can't go on; the others aren't touched."""
+        self._drop(state)
+        return FailureOutput(state.request, FAILURES.get(status, f"sampling status {status}"))
 
     def _finish(self, choice: Choice) -> None:
         """Takes `choice` out and frees what it holds; the request with it, if it was the last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from tokenstep.models import DecoderModel, ForwardBatch, KVCache
 from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, sample
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at the same time
+BAD_LOGITS, NO_TOKEN_LEFT = 1, 2  # the sampler's statuses
 
 
 @dataclass(slots=True)
@@ -30,7 +32,7 @@ class Runner:
 
     Args:
         model: the decoder.
-        vocab_size: ids the tokenizer has; no other is ever drawn.
+        vocab_size: the first ids of the model, which may be drawn; those behind them are padding.
         max_batch: rows of the batch.
         num_blocks: blocks of the KV cache.
         block_size: tokens in a block.
@@ -51,7 +53,8 @@ class Runner:
         self.device = model.device
         self.vocab_size = vocab_size
         self.cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype, model.device)
-        self.sampler = Sampler(max_batch, vocab_size, str(model.device))
+        self.sampler = Sampler(max_batch + 1, vocab_size, str(model.device))
+        self._trial_row = max_batch
         self._block_size = block_size
         # one row a slot, written when a choice gets the slot: a step only picks rows
         self._tables = torch.zeros(
@@ -59,6 +62,11 @@ class Runner:
         )
         self._batch: ForwardBatch | None = None
         self._rows: Tensor | None = None
+
+    def check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
+        """Raises ValueError or TypeError if `admit` would refuse the parameters or an id of the prompt."""
+        self.sampler.admit(self._trial_row, params, prompt)
+        self.sampler.release(self._trial_row)
 
     def admit(self, slot: int, table: BlockTable, params: SamplingParams, prompt: Sequence[int]) -> None:
         """Sets up `slot` for a choice that will write to the blocks of `table`."""
@@ -113,8 +121,11 @@ class Runner:
         )
         return list(torch.split(hidden, counts))
 
-    def score(self, hidden: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
-        """Log probabilities of `tokens` after `hidden` [S, hidden_size], by the sampler's own arithmetic."""
+    def score(self, hidden: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs] | None:
+        """Log probabilities of `tokens` after `hidden` [S, hidden_size], by the sampler's own arithmetic.
+
+        None where logits are NaN or +inf.
+        """
         scored: list[TokenLogprobs] = []
         ids = self._tensor(tokens, torch.int64)
         words = -(-self.vocab_size // 32)
@@ -126,8 +137,12 @@ class Runner:
             mask.scatter_(1, (part // 32)[:, None], bits[:, None])
             logits = self._logits(hidden[begin : begin + SCORED_ROWS])
             out = sample(logits, temperature=0.0, token_bitmask=mask, logprobs=top, check=False)
-            rows = _LogprobRows(out)
-            scored.extend(rows.entry(row, top) for row in range(len(part)))
+            status, rows = out.status.tolist(), _LogprobRows(out)
+            if BAD_LOGITS in status:
+                return None
+            for row, found in enumerate(status):
+                impossible = TokenLogprobs(-math.inf, self.vocab_size, [], [])  # the logit is -inf
+                scored.append(impossible if found == NO_TOKEN_LEFT else rows.entry(row, top))
         return scored
 
     def first_tokens(self, hidden: Tensor, choices: Sequence[Choice], repeats: Sequence[int]) -> Sampled:

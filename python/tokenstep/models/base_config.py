@@ -14,6 +14,16 @@ from tokenstep.models.rope import yarn_attention_factor
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 GGUF_ROPE_KINDS = ("none", "linear", "yarn")
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+GGUF_REFUSED = {
+    ".expert_count": "a model without experts",
+    ".attention.scale": "scores scaled by the head size",
+    ".logit_scale": "logits as the head gives them",
+    ".residual_scale": "plain residuals",
+    ".embedding_scale": "plain embeddings",
+}
+# Far above any model: more comes from a damaged file, and would take memory before that shows.
+MAX_LAYERS = 1024
+MAX_POSITION = 1 << 22
 
 
 def hf_base(
@@ -34,15 +44,16 @@ def hf_base(
         changes: fields of ModelConfig to set instead of the common reading.
     """
     fields.refuse("quantization_config", "weights in float32, float16 or bfloat16")
+    for architecture in fields.strings("architectures") if fields.has("architectures") else ():
+        if not architecture.endswith("ForCausalLM"):
+            raise fields.unsupported("architectures", "a model with a language modelling head, …ForCausalLM")
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
-    num_layers = fields.integer("num_hidden_layers")
-    max_position = fields.integer("max_position_embeddings")
+    num_layers = hf_layers(fields)
+    max_position = fields.integer("max_position_embeddings", maximum=MAX_POSITION)
     head_dim = fields.integer("head_dim", head_dim or _even_share(fields, hidden_size, num_heads))
     name = fields.choice(activation[0], tuple(ACTIVATIONS), activation[1])
     rope = hf_rope(fields, max_position)
-    if rope.kind == "yarn":
-        max_position = max(max_position, round(rope.original_max_position * rope.factor))
     values: dict[str, Any] = {
         "family": family,
         "vocab_size": fields.integer("vocab_size"),
@@ -52,7 +63,7 @@ def hf_base(
         "num_kv_heads": fields.integer("num_key_value_heads", num_heads),
         "head_dim": head_dim,
         "intermediate_size": fields.integer("intermediate_size"),
-        "max_position": max_position,
+        "max_position": _stretched(max_position, rope),
         "rms_norm_eps": fields.number("rms_norm_eps", 1e-6),
         "rope": rope,
         "attention_scale": head_dim**-0.5,
@@ -63,6 +74,11 @@ def hf_base(
         "activation": ACTIVATIONS[name],
     }
     return ModelConfig(**(values | changes)).check(fields.source)
+
+
+def hf_layers(fields: Fields) -> int:
+    """The number of layers."""
+    return fields.integer("num_hidden_layers", maximum=MAX_LAYERS)
 
 
 def hf_windows(fields: Fields, num_layers: int, window: int | None = None) -> tuple[int | None, ...]:
@@ -84,7 +100,10 @@ def hf_windows(fields: Fields, num_layers: int, window: int | None = None) -> tu
 def hf_rope(fields: Fields, max_position: int) -> RopeConfig:
     """RopeConfig from `rope_parameters`, or from the older `rope_scaling` and `rope_theta`."""
     scaling = fields.nested("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
-    theta = scaling.positive("rope_theta", fields.positive("rope_theta", 10000.0))
+    for name, value in scaling.values.items():
+        if isinstance(value, Mapping):
+            raise scaling.unsupported(name, "the same rotation in all layers")
+    theta = _theta(scaling if scaling.has("rope_theta") else fields, "rope_theta")
     if scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1.0:
         raise (scaling if scaling.has("partial_rotary_factor") else fields).unsupported(
             "partial_rotary_factor", "1 (the whole head is rotated)"
@@ -94,7 +113,9 @@ def hf_rope(fields: Fields, max_position: int) -> RopeConfig:
         return RopeConfig(theta)
     if kind == "linear":
         return RopeConfig(theta, "linear", scaling.positive("factor"))
+    # a field of its own, as some checkpoints have it, goes before the one among the rope parameters
     original = scaling.integer("original_max_position_embeddings", max_position)
+    original = fields.integer("original_max_position_embeddings", original)
     if kind == "llama3":
         low, high = scaling.positive("low_freq_factor"), scaling.positive("high_freq_factor")
         if high <= low:
@@ -140,18 +161,26 @@ def gguf_base(
         rope_factors: the values of `rope_freqs.weight`; () where the file has none.
         changes: fields of ModelConfig to set instead of the common reading.
     """
-    if "token_embd.weight" not in shapes:
-        raise ModelFileError(f"tokenstep.load: {fields.source}: the tensor token_embd.weight is missing")
-    fields.refuse(".expert_count", "a model without experts")
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        raise ModelFileError(
+            f"tokenstep.load: {fields.source}: the tensor token_embd.weight is missing or no matrix"
+        )
+    for name, why in GGUF_REFUSED.items():
+        fields.refuse(name, why)
+    if fields.integer("split.count", 1, minimum=0) > 1:
+        raise fields.unsupported("split.count", "1 (llama-gguf-split --merge makes one file of all)")
+    if not fields.flag(".attention.causal", True):
+        raise fields.unsupported(".attention.causal", "true")
     hidden_size = fields.integer(".embedding_length")
     num_heads = fields.integer(".attention.head_count")
-    num_layers = fields.integer(".block_count")
+    num_layers = gguf_layers(fields)
     head_dim = fields.integer(".attention.key_length", _even_share(fields, hidden_size, num_heads))
     for name in (".attention.value_length", ".rope.dimension_count"):
         if fields.integer(name, head_dim) != head_dim:
             raise fields.unsupported(name, f"the head size, {head_dim}")
     window = fields.integer(".attention.sliding_window", 0, minimum=0) or None
-    max_position = fields.integer(".context_length")
+    max_position = fields.integer(".context_length", maximum=MAX_POSITION)
+    rope = gguf_rope(fields, max_position, head_dim, rope_factors)
     values: dict[str, Any] = {
         "family": family,
         "vocab_size": shapes["token_embd.weight"][0],
@@ -161,9 +190,9 @@ def gguf_base(
         "num_kv_heads": fields.integer(".attention.head_count_kv", num_heads),
         "head_dim": head_dim,
         "intermediate_size": fields.integer(".feed_forward_length"),
-        "max_position": max_position,
-        "rms_norm_eps": fields.number(".attention.layer_norm_rms_epsilon", 1e-6),
-        "rope": gguf_rope(fields, max_position, head_dim, rope_factors),
+        "max_position": _stretched(max_position, rope),
+        "rms_norm_eps": fields.number(".attention.layer_norm_rms_epsilon"),
+        "rope": rope,
         "attention_scale": head_dim**-0.5,
         "windows": (window,) * num_layers,
         "tie_embeddings": "output.weight" not in shapes,
@@ -182,28 +211,36 @@ def gguf_base(
     return ModelConfig(**(values | changes)).check(fields.source)
 
 
+def gguf_layers(fields: Fields) -> int:
+    """The number of layers."""
+    return fields.integer(".block_count", maximum=MAX_LAYERS)
+
+
 def gguf_rope(
     fields: Fields, max_position: int, head_dim: int, rope_factors: tuple[float, ...]
 ) -> RopeConfig:
     """RopeConfig from `<architecture>.rope.*` and the frequency factors of `rope_freqs.weight`."""
-    theta = fields.positive(".rope.freq_base", 10000.0)
-    kind = fields.choice(".rope.scaling.type", GGUF_ROPE_KINDS, "none")
+    theta = _theta(fields, ".rope.freq_base")
+    kind = fields.choice(".rope.scaling.type", GGUF_ROPE_KINDS, "linear")
+    factor = fields.number(".rope.scaling.factor", fields.number(".rope.scale_linear", 0.0)) or 1.0
+    scaled = kind == "yarn" or (kind == "linear" and factor != 1.0)
     if rope_factors:
-        if kind != "none":
+        if scaled:
             raise fields.unsupported(".rope.scaling.type", "'none' in a file that has rope_freqs.weight")
-        if len(rope_factors) != head_dim // 2 or min(rope_factors) <= 0:
+        if len(rope_factors) != head_dim // 2 or not all(value > 0 for value in rope_factors):
             raise ModelFileError(
                 f"tokenstep.load: {fields.source}: rope_freqs.weight has {len(rope_factors)} values, expected"
                 f" {head_dim // 2}, all > 0"
             )
         return RopeConfig(theta, "factors", frequency_factors=rope_factors)
-    old_factor = fields.number(".rope.scale_linear", 0.0)
-    if kind == "none":
-        return RopeConfig(theta, "linear", old_factor) if old_factor not in (0.0, 1.0) else RopeConfig(theta)
-    factor = fields.positive(".rope.scaling.factor", old_factor or 1.0)
+    if not scaled:
+        return RopeConfig(theta)
     if kind == "linear":
         return RopeConfig(theta, "linear", factor)
-    attention_factor = yarn_attention_factor(factor) * fields.positive(".rope.scaling.attn_factor", 1.0)
+    fields.refuse(".rope.scaling.yarn_log_multiplier", "YaRN with its own temperature")
+    # the first is config.json's attention_factor, the second multiplies whatever it is
+    attention_factor = fields.positive(".rope.scaling.yarn_attn_factor", yarn_attention_factor(factor))
+    attention_factor *= fields.positive(".rope.scaling.attn_factor", 1.0)
     if not math.isclose(fields.number(".rope.scaling.yarn_ext_factor", 1.0), 1.0):
         raise fields.unsupported(".rope.scaling.yarn_ext_factor", "1")
     return RopeConfig(
@@ -215,6 +252,20 @@ def gguf_rope(
         beta_fast=fields.positive(".rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.positive(".rope.scaling.yarn_beta_slow", 1.0),
     )
+
+
+def _theta(fields: Fields, name: str) -> float:
+    theta = fields.positive(name, 10000.0)
+    if theta <= 1.0:
+        raise fields.wrong(name, "a number > 1")
+    return theta
+
+
+def _stretched(max_position: int, rope: RopeConfig) -> int:
+    """The context with YaRN, which checkpoints leave at what it was before."""
+    if rope.kind != "yarn":
+        return max_position
+    return max(max_position, min(MAX_POSITION, round(rope.original_max_position * rope.factor)))
 
 
 def _even_share(fields: Fields, hidden_size: int, num_heads: int) -> int | None:

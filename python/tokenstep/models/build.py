@@ -1,14 +1,14 @@
 """From named tensors to a decoder: fuses q, k, v and gate, up, and converts each to its place once.
 
-Matrices are laid out first and filled by a few threads, since decoding a quantised tensor is work for one
-core.
+All tensors are checked against the file's table and laid out first. Then a few threads fill the matrices,
+since decoding a quantised tensor is work for one core.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
 import torch
@@ -32,12 +32,20 @@ class TensorSource(Protocol):
 
     source: str
 
-    def read_into(self, name: str, target: Tensor) -> None:
-        """Writes the tensor into `target`, in its dtype; ModelFileError if absent or of another shape."""
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """Checks from the file's table, without reading, that a tensor can be read.
+
+        Raises ModelFileError if it is absent or of another shape, UnsupportedConfig for a dtype that we don't
+        have.
+        """
         ...
 
-    def unread(self) -> Iterable[str]:
-        """The file's own names of the tensors that nobody has asked for."""
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Writes an expected tensor into `target`, in its dtype. Several threads may read at once."""
+        ...
+
+    def unexpected(self) -> Iterable[str]:
+        """The file's own names of the tensors that nobody has expected."""
         ...
 
 
@@ -52,31 +60,30 @@ def build_model(
 
     Raises ModelFileError for missing, left-over and misshapen tensors.
     """
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        try:
-            return _Builder(config, source, dtype, device, pool).build(progress)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    builder = _Builder(config, source, dtype, device)
+    model = builder.lay_out()
+    if unexpected := sorted(source.unexpected()):
+        some = ", ".join(unexpected[:4]) + (", …" if len(unexpected) > 4 else "")
+        raise ModelFileError(
+            f"tokenstep.load: {source.source}: {len(unexpected)} tensors have no place in a"
+            f" {config.family} model: {some}"
+        )
+    builder.fill(progress)
+    return model
 
 
 class _Builder:
     def __init__(
-        self,
-        config: ModelConfig,
-        source: TensorSource,
-        dtype: torch.dtype,
-        device: torch.device,
-        pool: ThreadPoolExecutor,
+        self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.config = config
         self.source = source
         self.dtype = dtype
         self.device = device
-        self._pool = pool
-        self._reads: dict[Future[None], int] = {}  # with the number of weights of each
+        self._places: list[tuple[str, Tensor]] = []  # what is yet to be read
 
-    def build(self, progress: bool) -> DecoderModel:
+    def lay_out(self) -> DecoderModel:
+        """The model with its norms read and its matrices unfilled."""
         config = self.config
         embedding = self._matrix(["embedding"], [config.vocab_size], config.hidden_size)
         head = embedding
@@ -84,15 +91,31 @@ class _Builder:
             head = self._matrix(["head"], [config.vocab_size], config.hidden_size)
         layers = [self._layer(index) for index in range(config.num_layers)]
         final_norm = self._norm("final_norm")
-        self._wait(progress)
-        if unread := sorted(self.source.unread()):
-            shown = ", ".join(unread[:4]) + (", …" if len(unread) > 4 else "")
-            raise ModelFileError(
-                f"tokenstep.load: {self.source.source}: {len(unread)} tensors have no place in a"
-                f" {config.family} model: {shown}"
-            )
         rope = build_rope(config.rope, config.head_dim, config.max_position, self.device)
         return DecoderModel(config, embedding, layers, final_norm, Linear(head), rope)
+
+    def fill(self, progress: bool) -> None:
+        """Reads all matrices into their places; raises what a read has raised."""
+        bar = tqdm(
+            total=sum(place.numel() for _, place in self._places),
+            unit=" weights",
+            unit_scale=True,
+            desc="loading",
+            leave=False,
+            file=sys.stderr,
+            disable=not progress,
+        )
+        with bar, ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            reads = {
+                pool.submit(self.source.read_into, name, place): place.numel() for name, place in self._places
+            }
+            try:
+                for read in as_completed(reads):
+                    read.result()
+                    bar.update(reads[read])
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def _layer(self, index: int) -> Layer:
         config, at = self.config, f"layers.{index}."
@@ -116,44 +139,32 @@ class _Builder:
         return Linear(weight, self._vector([f"{at}{name}.bias" for name in names], rows) if bias else None)
 
     def _matrix(self, names: list[str], rows: list[int], columns: int) -> Tensor:
-        target = torch.empty((sum(rows), columns), dtype=self.dtype, device=self.device)
-        self._fill(names, rows, target)
-        return target
+        return self._place(names, [(count, columns) for count in rows])
 
     def _vector(self, names: list[str], sizes: list[int]) -> Tensor:
-        target = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
-        self._fill(names, sizes, target)
+        return self._place(names, [(size,) for size in sizes])
+
+    def _place(self, names: list[str], shapes: list[tuple[int, ...]]) -> Tensor:
+        """Room for tensors of these shapes, one under the other, each to be read into its part."""
+        for name, shape in zip(names, shapes, strict=True):
+            self.source.expect(name, shape)
+        rows = [shape[0] for shape in shapes]
+        target = torch.empty((sum(rows), *shapes[0][1:]), dtype=self.dtype, device=self.device)
+        self._places.extend(zip(names, torch.split(target, rows), strict=True))
         return target
 
-    def _fill(self, names: list[str], rows: list[int], target: Tensor) -> None:
-        for name, part in zip(names, target.split(rows), strict=True):
-            self._reads[self._pool.submit(self.source.read_into, name, part)] = part.numel()
-
-    def _wait(self, progress: bool) -> None:
-        """Until all matrices are filled; raises what a read has raised."""
-        total = sum(self._reads.values())
-        with tqdm(
-            total=total,
-            unit=" weights",
-            unit_scale=True,
-            desc="loading",
-            leave=False,
-            file=sys.stderr,
-            disable=not progress,
-        ) as bar:
-            for read in as_completed(self._reads):
-                read.result()
-                bar.update(self._reads[read])
-
     def _norm(self, name: str) -> RMSNorm:
-        weight = torch.empty(self.config.hidden_size, dtype=torch.float32, device=self.device)
-        self.source.read_into(name, weight)
+        weight = self._norm_weight(name, self.config.hidden_size)
         return RMSNorm(weight, self.config.rms_norm_eps, self.dtype)
 
     def _head_norm(self, at: str) -> HeadNorm:
         config = self.config
-        q, k = torch.empty((2, config.head_dim), dtype=torch.float32, device=self.device)
-        self.source.read_into(at + "q_norm", q)
-        self.source.read_into(at + "k_norm", k)
-        weight = torch.cat([q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)])
-        return HeadNorm(weight, config.rms_norm_eps)
+        q = self._norm_weight(at + "q_norm", config.head_dim).expand(config.num_heads, -1)
+        k = self._norm_weight(at + "k_norm", config.head_dim).expand(config.num_kv_heads, -1)
+        return HeadNorm(torch.cat([q, k]), config.rms_norm_eps)
+
+    def _norm_weight(self, name: str, size: int) -> Tensor:
+        self.source.expect(name, (size,))
+        weight = torch.empty(size, dtype=torch.float32, device=self.device)
+        self.source.read_into(name, weight)
+        return weight

@@ -40,8 +40,7 @@ class ModelConfig:
     """The shape of a decoder-only model and every switch in which the families differ.
 
     `vocab_size` counts the rows of the embedding, which may be more than the tokenizer has ids. `windows` has
-    an entry a
-    layer: the sliding window, or None for full attention.
+    an entry a layer: the sliding window, or None for full attention.
     """
 
     family: str
@@ -85,8 +84,9 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
     def with_eos(self, ids: tuple[int, ...]) -> ModelConfig:
-        """The same with `ids` added to the end tokens, each once."""
-        return replace(self, eos_token_ids=tuple(dict.fromkeys(self.eos_token_ids + ids)))
+        """The same with `ids` added to the end tokens, each once, if the embedding has a row for it."""
+        all_ids = dict.fromkeys(self.eos_token_ids + ids)
+        return replace(self, eos_token_ids=tuple(i for i in all_ids if i < self.vocab_size))
 
     def check(self, source: str) -> ModelConfig:
         """Itself without end and begin ids that no row of the embedding has.
@@ -105,8 +105,5 @@ class ModelConfig:
                 f"{where}: head_dim = {self.head_dim}, expected a multiple of 8 up to 256"
             )
         bos = self.bos_token_id
-        return replace(
-            self,
-            eos_token_ids=tuple(i for i in self.eos_token_ids if i < self.vocab_size),
-            bos_token_id=bos if bos is not None and bos < self.vocab_size else None,
-        )
+        known_bos = bos if bos is not None and bos < self.vocab_size else None
+        return replace(self, bos_token_id=known_bos).with_eos(())

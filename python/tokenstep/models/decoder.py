@@ -15,6 +15,7 @@ from torch import Tensor
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.layers import HeadNorm, Linear, RMSNorm
+from tokenstep.models.memory import lazy_zeros
 
 
 @dataclass
@@ -33,11 +34,11 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> KVCache:
-        """Zeroed blocks for every layer of `config`."""
+        """Zeroed blocks for every layer of `config`; on a CPU they take memory only once they are written."""
         shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
 
         def layers() -> list[Tensor]:
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+            return [lazy_zeros(shape, dtype, device) for _ in range(config.num_layers)]
 
         return cls(layers(), layers())
 

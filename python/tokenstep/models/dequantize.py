@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenstep.models.errors import UnsupportedConfig
-
 PLAIN = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
-# gguf works in groups of 16 rows. Rows of this many numbers make groups that fit the second-level cache and
-# are long enough that Python's share of the time is small.
-ROW_NUMBERS = 8192
+# Numbers decoded at a time: few enough to stay in the second-level cache between decoding and the copy to
+# their place, many enough that Python's share of the time is small.
+CHUNK = 1 << 17
 
 
-def dequantize(raw: NDArray[np.uint8], kind: GGMLQuantizationType, name: str) -> Tensor:
-    """The numbers of `raw` [rows, bytes of a row] as a tensor [rows, columns].
+def dequantize_into(raw: NDArray[np.uint8], kind: GGMLQuantizationType, target: Tensor) -> None:
+    """Decodes `raw` [rows, bytes of a row] into `target` [rows, …], in its dtype and strides.
 
-    float32, or the file's own dtype for F16 and BF16. Raises UnsupportedConfig, with the tensor's name, for a
-    type that has no code.
+    No more than a few rows exist beside `target`.
     """
     block, size = GGML_QUANT_SIZES[kind]
-    columns = raw.shape[1] // size * block
+    step = max(1, CHUNK // (raw.shape[1] // size * block))
+    for start in range(0, raw.shape[0], step):
+        place = target[start : start + step]
+        place.copy_(dequantize(raw[start : start + step], kind).view(place.shape))
+
+
+def dequantize(raw: NDArray[np.uint8], kind: GGMLQuantizationType) -> Tensor:
+    """The numbers of `raw` [rows, bytes of a row], flat, float32 or the file's own F16 or BF16."""
     if kind in PLAIN:
-        return torch.from_numpy(raw.copy()).view(PLAIN[kind])
+        return torch.from_numpy(raw.reshape(-1).copy()).view(PLAIN[kind])
+    return torch.from_numpy(quants.dequantize(raw.reshape(1, -1), kind).reshape(-1))
+
+
+@cache
+def is_decodable(kind: GGMLQuantizationType) -> bool:
+    """Whether there is code for `kind`."""
     try:
-        values = quants.dequantize(_longer_rows(raw, max(1, ROW_NUMBERS // columns)), kind)
+        quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:
-        raise UnsupportedConfig(
-            f"tokenstep.load: tensor {name!r} has ggml type {kind.name}, which the gguf package can't decode"
-        ) from None
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(raw.shape[0], columns)
-
-
-def _longer_rows(raw: NDArray[np.uint8], joined: int) -> NDArray[np.uint8]:
-    """The same bytes with `joined` rows in one, or the largest number below that divides the rows."""
-    rows = raw.shape[0]
-    while rows % joined:
-        joined -= 1
-    return raw.reshape(rows // joined, -1)
+        return False
+    return True

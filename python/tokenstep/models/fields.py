@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tokenstep.models.errors import ModelFileError, UnsupportedConfig
+
+LARGEST = 2**31 - 1  # no size or id in a model is larger; what is comes from a damaged file
 
 
 class Fields:
@@ -42,11 +48,11 @@ class Fields:
 
     def wrong(self, name: str, expected: str) -> ModelFileError:
         """The error for a value of the wrong type or range."""
-        return ModelFileError(f"{self._where(name)} = {self.get(name)!r}, expected {expected}")
+        return ModelFileError(f"{self._where(name)} = {shown(self.get(name))}, expected {expected}")
 
     def unsupported(self, name: str, expected: str) -> UnsupportedConfig:
         """The error for a value that we have no code for."""
-        return UnsupportedConfig(f"{self._where(name)} = {self.get(name)!r}, expected {expected}")
+        return UnsupportedConfig(f"{self._where(name)} = {shown(self.get(name))}, expected {expected}")
 
     def _required(self, name: str, default: Any) -> Any:
         value = self.get(name, default)
@@ -54,13 +60,14 @@ class Fields:
             raise ModelFileError(f"{self._where(name)} is missing")
         return value
 
-    def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
-        """An integer ≥ `minimum`. Raises ModelFileError otherwise, or when absent without a default."""
+    def integer(self, name: str, default: int | None = None, minimum: int = 1, maximum: int = LARGEST) -> int:
+        """An integer in minimum … maximum; ModelFileError otherwise, or when absent without a default."""
         value = self._required(name, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.wrong(name, f"an integer ≥ {minimum}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+            limit = "" if maximum == LARGEST else f" and ≤ {maximum}"
+            raise self.wrong(name, f"an integer ≥ {minimum}{limit}")
         return value
 
     def number(self, name: str, default: float | None = None, minimum: float = 0.0) -> float:
@@ -69,7 +76,7 @@ class Fields:
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
-            or not minimum <= value < float("inf")
+            or not minimum <= value <= sys.float_info.max
         ):
             raise self.wrong(name, f"a number ≥ {minimum:g}")
         return float(value)
@@ -106,13 +113,31 @@ class Fields:
         """An id or a list of ids; () when absent."""
         value = self.get(name, [])
         ids = value if isinstance(value, list) else [value]
-        if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
+        if any(not isinstance(i, int) or isinstance(i, bool) or not 0 <= i <= LARGEST for i in ids):
             raise self.wrong(name, "a token id or a list of token ids")
         return tuple(ids)
 
+    def strings(self, name: str) -> list[str]:
+        """A list of strings. Raises ModelFileError otherwise."""
+        value = self._required(name, None)
+        if not isinstance(value, list) or set(map(type, value)) - {str}:
+            raise self.wrong(name, "a list of strings")
+        return value
+
+    def numbers(self, name: str, count: int) -> list[Any]:
+        """A GGUF array of `count` numbers, as a list. Raises ModelFileError otherwise."""
+        value = self._required(name, None)
+        if not isinstance(value, np.ndarray) or value.dtype == bool or np.isnan(value).any():
+            raise self.wrong(name, "an array of numbers")
+        if len(value) != count:
+            raise ModelFileError(f"{self._where(name)} has {len(value)} entries, expected {count}")
+        numbers: list[Any] = value.tolist()
+        return numbers
+
     def refuse(self, name: str, why: str) -> None:
         """Raises UnsupportedConfig if the field is there and neither false, zero nor empty."""
-        if self.get(name):
+        value = self.get(name)
+        if value.size if isinstance(value, np.ndarray) else value:
             raise self.unsupported(name, f"it absent ({why})")
 
     def nested(self, name: str) -> Fields:
@@ -126,3 +151,12 @@ class Fields:
 def one_of(allowed: Sequence[str]) -> str:
     """`one of 'a', 'b'`, for messages."""
     return "one of " + ", ".join(repr(name) for name in allowed)
+
+
+def shown(value: object) -> str:
+    """`value` for a message: its repr, cut where it is long."""
+    return _repr.repr(value)
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 80

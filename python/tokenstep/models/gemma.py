@@ -1,8 +1,8 @@
-"""Gemma-2: norms behind attention and MLP too, scaled embeddings, soft caps, a window in every other layer."""
+"""Gemma-2: norms behind attention and MLP too, scaled embeddings, soft caps, a window every other layer."""
 
 from __future__ import annotations
 
-from tokenstep.models.base_config import gguf_base, hf_base, hf_windows
+from tokenstep.models.base_config import gguf_base, gguf_layers, hf_base, hf_layers, hf_windows
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.family import Family, GgufModel
 from tokenstep.models.fields import Fields
@@ -13,7 +13,7 @@ LAYERS_OF_27B = 46  # the one size whose scores are scaled by hidden_size / num_
 def gemma2_hf(fields: Fields) -> ModelConfig:
     """Even layers slide where `layer_types` doesn't say otherwise."""
     fields.refuse("use_bidirectional_attention", "causal attention")
-    hidden_size, num_layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+    hidden_size, num_layers = fields.integer("hidden_size"), hf_layers(fields)
     if fields.has("layer_types"):
         windows = hf_windows(fields, num_layers)
     else:
@@ -43,7 +43,7 @@ def gemma2_hf(fields: Fields) -> ModelConfig:
 def gemma2_gguf(model: GgufModel) -> ModelConfig:
     """The soft caps and the window have keys; their absence means the values all Gemma-2 sizes have."""
     fields = model.fields
-    hidden_size, num_layers = fields.integer(".embedding_length"), fields.integer(".block_count")
+    hidden_size, num_layers = fields.integer(".embedding_length"), gguf_layers(fields)
     head_size = fields.integer(".attention.key_length")
     if num_layers == LAYERS_OF_27B:
         head_size = hidden_size // fields.integer(".attention.head_count")

@@ -35,7 +35,7 @@ _SMALLEST = {**{kind: np.dtype(code).itemsize for kind, code in _SCALARS.items()
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One entry of the table. `shape` is row-major ([out, in] for a matrix), `start` an offset in the file."""
+    """An entry of the table. `shape` is row-major ([out, in] for a matrix), `start` an offset in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,7 +49,8 @@ class GgufFile:
 
     Attributes:
         path: the file.
-        metadata: every key with its value; arrays are lists, numbers and booleans are Python's.
+        metadata: every key with its value: Python's numbers, booleans and strings; arrays of numbers are
+            NumPy views of the file, other arrays lists.
         tensors: by name, in the file's order.
 
     Raises:
@@ -89,16 +90,20 @@ class GgufFile:
     def _bad(self, what: str) -> NoReturn:
         raise ModelFileError(f"tokenstep.load: {self.path.name}: {what} (is the file complete?)")
 
+    def _skip(self, count: int) -> int:
+        """Goes on by `count` bytes; returns where they begin."""
+        start = self._at
+        if start + count > self._size:
+            self._bad(f"{count} bytes expected at {start}, but the file has {self._size} in all")
+        self._at = start + count
+        return start
+
     def _take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > self._size:
-            self._bad(f"{count} bytes expected at {self._at}, but the file has {self._size} in all")
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
+        start = self._skip(count)
+        return self._data[start : start + count]
 
     def _number(self, code: str) -> int:
-        value: int = struct.unpack(code, self._take(struct.calcsize(code)))[0]
+        value: int = struct.unpack_from(code, self._data, self._skip(struct.calcsize(code)))[0]
         return value
 
     def _string(self) -> str:
@@ -134,7 +139,7 @@ class GgufFile:
         if kind == _STRING:
             return self._string()
         if kind in _SCALARS:
-            return self._numbers(kind, 1)[0]
+            return self._numbers(kind, 1)[0].item()
         if kind != _ARRAY:
             self._bad(f"{key}: value type {kind} is unknown")
         if depth > 3:
@@ -148,10 +153,11 @@ class GgufFile:
             return self._numbers(item, count)
         return [self._value(key, item, depth + 1) for _ in range(count)]
 
-    def _numbers(self, kind: int, count: int) -> list[Any]:
+    def _numbers(self, kind: int, count: int) -> NDArray[Any]:
         dtype = np.dtype(_SCALARS[kind])
-        values = np.frombuffer(self._take(count * dtype.itemsize), dtype)
-        return (values != 0).tolist() if kind == _BOOL else values.tolist()
+        start = self._skip(count * dtype.itemsize)
+        values = np.frombuffer(self._data, dtype, count, start)
+        return values != 0 if kind == _BOOL else values
 
     def _strings(self, key: str, count: int) -> list[str]:
         """The long loop of a load (100,000 turns for a vocabulary), so written out flat."""
@@ -183,7 +189,7 @@ class GgufFile:
                 self._bad(f"tensor {name!r} has {num_dims} dimensions, expected 1 to {MAX_DIMS}")
             shape = tuple(self._number("<Q") for _ in range(num_dims))[::-1]
             entries.append((name, shape, self._number("<I"), self._number("<Q")))
-        base = math.ceil(self._at / alignment) * alignment
+        base = -(-self._at // alignment) * alignment
         for name, shape, kind, offset in entries:
             if name in self.tensors:
                 self._bad(f"the tensor {name!r} occurs twice")
@@ -196,8 +202,8 @@ class GgufFile:
             kind = GGMLQuantizationType(number)
         except ValueError:
             raise UnsupportedConfig(
-                f"tokenstep.load: {self.path.name}: tensor {name!r} has ggml type {number}, which the installed"
-                " gguf package doesn't know"
+                f"tokenstep.load: {self.path.name}: tensor {name!r} has ggml type {number}, which the"
+                " installed gguf package doesn't know"
             ) from None
         block, _ = GGML_QUANT_SIZES[kind]
         if 0 in shape or shape[-1] % block:

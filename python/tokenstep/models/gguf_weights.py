@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.dequantize import dequantize
-from tokenstep.models.errors import ModelFileError
-from tokenstep.models.gguf_file import GgufFile
+from tokenstep.models.dequantize import dequantize, dequantize_into, is_decodable
+from tokenstep.models.errors import ModelFileError, UnsupportedConfig
+from tokenstep.models.gguf_file import GgufFile, GgufTensor
 
 NAMES = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
 LAYER_NAMES = {
@@ -46,29 +45,37 @@ class GgufWeights:
         self._file = file
         self._config = config
         self._interleaved_qk = interleaved_qk
-        self._unread = set(file.tensors) - {ROPE_FACTORS}
+        self._unexpected = set(file.tensors) - {ROPE_FACTORS}
 
-    def read_into(self, name: str, target: Tensor) -> None:
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """See TensorSource."""
         file_name = gguf_name(name)
         tensor = self._file.tensors.get(file_name)
         if tensor is None:
             raise ModelFileError(f"tokenstep.load: {self.source}: the tensor {file_name} is missing")
-        if tensor.shape != tuple(target.shape):
+        if tensor.shape != shape:
             raise ModelFileError(
                 f"tokenstep.load: {self.source}: {file_name} has shape {list(tensor.shape)}, expected"
-                f" {list(target.shape)}"
+                f" {list(shape)}"
             )
-        self._unread.discard(file_name)
-        values = dequantize(self._file.raw(tensor), tensor.kind, file_name)
-        kind = name.removesuffix(".bias").rpartition(".")[2]
-        if self._interleaved_qk and kind in ("q", "k"):
-            values = split_pairs(values.view(target.shape), self._config.head_dim)
-        target.copy_(values.view(target.shape))
+        _check_kind(tensor, self.source)
+        self._unexpected.discard(file_name)
 
-    def unread(self) -> Iterable[str]:
+    def read_into(self, name: str, target: Tensor) -> None:
         """See TensorSource."""
-        return self._unread
+        tensor = self._file.tensors[gguf_name(name)]
+        raw = self._file.raw(tensor)
+        place = target
+        if self._interleaved_qk and name.removesuffix(".bias").endswith((".q", ".k")):
+            place = pairs(target, self._config.head_dim)
+        if target.dim() == 1:
+            place = place[None]
+        # one row of the target at a time may be a whole head of the file's rows
+        dequantize_into(raw.reshape(place.shape[0], -1), tensor.kind, place)
+
+    def unexpected(self) -> Iterable[str]:
+        """See TensorSource."""
+        return self._unexpected
 
 
 def gguf_name(name: str) -> str:
@@ -79,10 +86,9 @@ def gguf_name(name: str) -> str:
     return f"blk.{index}.{LAYER_NAMES[kind]}.{suffix[0] if suffix else 'weight'}"
 
 
-def split_pairs(values: Tensor, head_dim: int) -> Tensor:
-    """Within each head of rows, the even ones first, then the odd ones. [heads · head_dim, …] to the same."""
-    heads = values.unflatten(0, (-1, head_dim // 2, 2))
-    return heads.transpose(1, 2).reshape(values.shape)
+def pairs(target: Tensor, head_dim: int) -> Tensor:
+    """A view [heads, D/2, 2, …] of `target` [heads · D, …]: rows that rotate together stand together."""
+    return target.view(-1, 2, head_dim // 2, *target.shape[1:]).transpose(1, 2)
 
 
 def rope_factors(file: GgufFile) -> tuple[float, ...]:
@@ -90,7 +96,16 @@ def rope_factors(file: GgufFile) -> tuple[float, ...]:
     tensor = file.tensors.get(ROPE_FACTORS)
     if tensor is None:
         return ()
-    return tuple(dequantize(file.raw(tensor), tensor.kind, ROPE_FACTORS).to(torch.float32).flatten().tolist())
+    _check_kind(tensor, file.path.name)
+    return tuple(dequantize(file.raw(tensor), tensor.kind).tolist())
+
+
+def _check_kind(tensor: GgufTensor, source: str) -> None:
+    if not is_decodable(tensor.kind):
+        raise UnsupportedConfig(
+            f"tokenstep.load: {source}: {tensor.name} has ggml type {tensor.kind.name}, which the gguf"
+            " package can't decode"
+        )
 
 
 def gguf_weights_id(file: GgufFile) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tokenstep.models.errors import ModelFileError
+from tokenstep.models.errors import ModelFileError, UnsupportedConfig
+from tokenstep.models.fields import one_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -40,6 +41,7 @@ POST_NORM_NAMES = LAYER_NAMES | {
     "post_mlp_norm": "post_feedforward_layernorm",
 }
 IGNORED = ("rotary_emb.inv_freq",)  # buffers of old checkpoints
+DTYPES = ("F32", "F16", "BF16", "F64")
 
 
 class HfWeights:
@@ -59,32 +61,37 @@ class HfWeights:
         self._files = [_open(path) for path in weight_files(folder)]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
         ignored = {name for name in self._where if name.endswith(IGNORED)}
-        self._unread = set(self._where) - ignored - ({NAMES["head"]} if tied else set())
+        self._unexpected = set(self._where) - ignored - ({NAMES["head"]} if tied else set())
 
-    def read_into(self, name: str, target: Tensor) -> None:
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """See TensorSource."""
         file_name = self._file_name(name)
         file = self._where.get(file_name)
         if file is None:
             raise ModelFileError(f"tokenstep.load: {self.source}: the tensor {file_name} is missing")
-        values: Tensor = file.get_tensor(file_name)
-        if values.shape != target.shape:
+        entry = file.get_slice(file_name)
+        if tuple(entry.get_shape()) != shape:
             raise ModelFileError(
-                f"tokenstep.load: {self.source}: {file_name} has shape {list(values.shape)}, expected"
-                f" {list(target.shape)}"
+                f"tokenstep.load: {self.source}: {file_name} has shape {entry.get_shape()}, expected"
+                f" {list(shape)}"
             )
-        if not values.is_floating_point():
-            raise ModelFileError(
-                f"tokenstep.load: {self.source}: {file_name} has dtype {values.dtype}, expected floats"
+        if entry.get_dtype() not in DTYPES:
+            raise UnsupportedConfig(
+                f"tokenstep.load: {self.source}: {file_name} has dtype {entry.get_dtype()}, expected"
+                f" {one_of(DTYPES)}"
             )
-        self._unread.discard(file_name)
-        target.copy_(values)
+        self._unexpected.discard(file_name)
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """See TensorSource."""
+        file_name = self._file_name(name)
+        target.copy_(self._where[file_name].get_tensor(file_name))
         if self._norm_offset and name.endswith("norm"):
             target.add_(self._norm_offset)
 
-    def unread(self) -> Iterable[str]:
+    def unexpected(self) -> Iterable[str]:
         """See TensorSource."""
-        return self._unread
+        return self._unexpected
 
     def _file_name(self, name: str) -> str:
         if name in NAMES:
@@ -97,15 +104,19 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, in order of name; raises ModelFileError where one is missing."""
     index = folder / INDEX
     if not index.exists():
-        if not (folder / SINGLE).exists():
+        if not (folder / SINGLE).is_file():
             raise ModelFileError(f"tokenstep.load: {folder}: has neither {SINGLE} nor {INDEX}")
         return [folder / SINGLE]
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ModelFileError(f"tokenstep.load: {index}: expected an object with weight_map") from None
+        raise ModelFileError(
+            f"tokenstep.load: {index}: expected an object with weight_map, from tensors to files beside it"
+        ) from None
     for name in names:
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise ModelFileError(f"tokenstep.load: {index}: names {name}, which the folder lacks")
     return [folder / name for name in names]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenstep.models.base_config import gguf_base, hf_base, hf_windows
+from tokenstep.models.base_config import gguf_base, hf_base, hf_layers, hf_windows
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.family import Family, GgufModel
 from tokenstep.models.fields import Fields
@@ -17,7 +17,7 @@ def llama_hf(fields: Fields) -> ModelConfig:
 def mistral_hf(fields: Fields) -> ModelConfig:
     """One window for all layers; null or absent: full attention."""
     window = fields.integer("sliding_window") if fields.has("sliding_window") else None
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = hf_layers(fields)
     return hf_base(fields, "mistral", windows=hf_windows(fields, num_layers, window))
 
 

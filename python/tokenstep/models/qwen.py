@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenstep.models.base_config import gguf_base, hf_base, hf_windows
+from tokenstep.models.base_config import gguf_base, hf_base, hf_layers, hf_windows
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.family import Family, GgufModel
 from tokenstep.models.fields import Fields
@@ -33,7 +33,7 @@ def qwen3_gguf(model: GgufModel) -> ModelConfig:
 
 def _windows(fields: Fields) -> tuple[int | None, ...]:
     """Where sliding windows are switched on, the layers from `max_window_layers` on have them."""
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = hf_layers(fields)
     if not fields.flag("use_sliding_window", False) or not fields.has("sliding_window"):
         return (None,) * num_layers
     if fields.has("layer_types"):

@@ -1,8 +1,9 @@
 """Rotary position embedding: the tables of cos and sin, with the published ways to stretch the context.
 
-Linear: Chen et al., arXiv 2306.15595. YaRN: Peng et al., arXiv 2309.00071. llama3: the frequency bands of Llama 3.1's
-model card. All is done in float32 in the order in which the checkpoints were trained, so that logits agree
-with other implementations at high positions too (a float64 angle at position 100,000 differs by 0.004).
+Linear: Chen et al., arXiv 2306.15595. YaRN: Peng et al., arXiv 2309.00071. llama3: the frequency bands of
+Llama 3.1's model card. All is done in float32 in the order in which the checkpoints were trained, so that
+logits agree with other implementations at high positions too (a float64 angle at position 100,000 differs by
+0.004).
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"tokenstep.encode: text[{error.start}] = {text[error.start]!r}, expected no unpaired surrogates"
+                f"tokenstep.encode: text[{error.start}] = {text[error.start]!r}, expected no unpaired"
+                " surrogates"
             ) from None
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         if not add_special_tokens:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, models, normalizers
 
 from tokenstep.models.errors import ModelFileError
 from tokenstep.models.fields import Fields
@@ -25,32 +26,32 @@ def load_gguf_tokenizer(
     metadata that doesn't fit together.
     """
     kind = fields.choice("tokenizer.ggml.model", MODELS)
-    tokens, types = _vocabulary(fields)
+    tokens, types, scores = _vocabulary(fields)
     if kind == "gpt2":
         backend, adds_bos = _byte_level(fields, tokens)
         first_space = False
     else:
         first_space = fields.flag("tokenizer.ggml.add_space_prefix", True)
-        backend, adds_bos = _sentencepiece(fields, tokens, types, first_space), True
-    added = (UNKNOWN, CONTROL, USER_DEFINED)
+        # they are looked for in the text itself; older converters spelt their spaces as the vocabulary does
+        tokens = [
+            token.replace("▁", " ") if kind_of == USER_DEFINED else token
+            for token, kind_of in zip(tokens, types, strict=True)
+        ]
+        backend, adds_bos = _sentencepiece(fields, tokens, types, scores, first_space), True
     backend.add_tokens(
         [
             AddedToken(token, special=kind_of != USER_DEFINED, normalized=False)
             for token, kind_of in zip(tokens, types, strict=True)
-            if kind_of in added
+            if kind_of in (UNKNOWN, CONTROL, USER_DEFINED)
         ]
     )
-    prefix = suffix = ()
-    if fields.flag("tokenizer.ggml.add_bos_token", adds_bos) and bos_token_id is not None:
-        prefix = (bos_token_id,)
-    eos = fields.token_ids("tokenizer.ggml.eos_token_id")
-    if fields.flag("tokenizer.ggml.add_eos_token", False):
-        suffix = eos
+    adds_bos = fields.flag("tokenizer.ggml.add_bos_token", adds_bos)
+    adds_eos = fields.flag("tokenizer.ggml.add_eos_token", False)
     return Tokenizer(
         backend,
         "byte_level" if kind == "gpt2" else "sentencepiece",
-        prefix=prefix,
-        suffix=suffix,
+        prefix=(bos_token_id,) if adds_bos and bos_token_id is not None else (),
+        suffix=fields.token_ids("tokenizer.ggml.eos_token_id") if adds_eos else (),
         strips_first_space=first_space,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
@@ -58,57 +59,51 @@ def load_gguf_tokenizer(
     )
 
 
-def _vocabulary(fields: Fields) -> tuple[list[str], list[int]]:
-    """Tokens and their types, without the padding at the end that only fills the embedding's rows."""
-    tokens = fields.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
-        raise ModelFileError(
-            f"tokenstep.load: {fields.source}: tokenizer.ggml.tokens is missing or no list of strings"
-        )
-    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
-    if not isinstance(types, list) or len(types) < len(tokens):
-        raise ModelFileError(
-            f"tokenstep.load: {fields.source}: tokenizer.ggml.token_type has no type for each of the"
-            f" {len(tokens)} tokens"
-        )
+def _vocabulary(fields: Fields) -> tuple[list[str], list[int], list[float] | None]:
+    """Tokens, types and scores, without the padding at the end that only fills the embedding's rows."""
+    tokens = fields.strings("tokenizer.ggml.tokens")
+    types, scores = [NORMAL] * len(tokens), None
+    if fields.has("tokenizer.ggml.token_type"):
+        types = fields.numbers("tokenizer.ggml.token_type", len(tokens))
+    if fields.has("tokenizer.ggml.scores"):
+        scores = fields.numbers("tokenizer.ggml.scores", len(tokens))
     end = len(tokens)
     while end and types[end - 1] == UNUSED and tokens[end - 1] == f"[PAD{end - 1}]":
         end -= 1
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens[:end])]
     if len(set(tokens)) < len(tokens):
-        twice = next(token for index, token in enumerate(tokens) if tokens.index(token) < index)
+        [(twice, _)] = Counter(tokens).most_common(1)
         raise ModelFileError(f"tokenstep.load: {fields.source}: tokenizer.ggml.tokens has {twice!r} twice")
-    return tokens, types[:end]
+    return tokens, types[:end], scores and scores[:end]
 
 
 def _byte_level(fields: Fields, tokens: Sequence[str]) -> tuple[tokenizers.Tokenizer, bool]:
     """BPE over GPT-2's byte alphabet; and whether such vocabularies begin a text with the begin token."""
     pre = PRE_TOKENIZERS[fields.choice("tokenizer.ggml.pre", tuple(PRE_TOKENIZERS), "default")]
     merges = []
-    for merge in fields.get("tokenizer.ggml.merges", []):
+    for merge in fields.strings("tokenizer.ggml.merges"):
         cut = merge.find(" ", 1)
-        merges.append((merge[:cut], merge[cut + 1 :]))
+        merges.append((merge[:cut], merge[cut + 1 :]) if cut > 0 else (merge, ""))
     vocabulary = {token: index for index, token in enumerate(tokens)}
     try:
         model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre.ignore_merges)
     except Exception as error:  # tokenizers raises Exception itself
         raise ModelFileError(f"tokenstep.load: {fields.source}: tokenizer.ggml.merges: {error}") from None
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre.build()
-    backend.decoder = decoders.ByteLevel()
+    pre.install(backend)
     return backend, pre.adds_bos
 
 
 def _sentencepiece(
-    fields: Fields, tokens: Sequence[str], types: Sequence[int], first_space: bool
+    fields: Fields,
+    tokens: list[str],
+    types: Sequence[int],
+    scores: Sequence[float] | None,
+    first_space: bool,
 ) -> tokenizers.Tokenizer:
     """BPE over characters with spaces written ▁; characters without a token fall back to bytes."""
-    scores = fields.get("tokenizer.ggml.scores", [])
-    if len(scores) < len(tokens):
-        raise ModelFileError(
-            f"tokenstep.load: {fields.source}: tokenizer.ggml.scores has {len(scores)} entries, expected"
-            f" {len(tokens)}"
-        )
+    if scores is None:
+        raise ModelFileError(f"tokenstep.load: {fields.source}: tokenizer.ggml.scores is missing")
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
     backend = tokenizers.Tokenizer(
         models.BPE(
@@ -121,8 +116,6 @@ def _sentencepiece(
     )
     spaces = normalizers.Replace(" ", "▁")
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces] if first_space else [spaces])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if first_space else steps)
     return backend
 
 

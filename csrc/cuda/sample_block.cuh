@@ -1,0 +1,224 @@
+// A block at work on its share of a row: where the row lies, what its edits are, and values of single tokens.
+//
+// A row is read in units of 16 aligned bytes; unit u belongs to thread (u - first_unit) % kThreads wherever
+// the row is walked. Token i of unit u has the place u * kUnitTokens + i and the id place - shift: a row that
+// does not begin at a multiple of 16 bytes begins within its first unit.
+#pragma once
+#include "cuda/logits.cuh"
+#include "cuda/sample_group.cuh"
+
+namespace tokenstep::cuda {
+
+// Rare or cold pieces are kept out of line: the common path must be small, a cold instruction cache is refilled
+// at a few bytes a cycle.
+inline __device__ __noinline__ int find_id(const int32_t* ids, int count, int32_t id) {
+  int low = 0, high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (ids[middle] < id)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < count && ids[low] == id ? low : -1;
+}
+inline __device__ __noinline__ float edited_value(float x, float bias, uint32_t occurred, const RowParams* row) {
+  return apply_edits(x, bias, occurred, *row);
+}
+
+template <class Logit_, int kThreads_, GroupMode kMode_, bool kInPlace_>
+struct Block {
+  using Logit = Logit_;
+  static constexpr int kThreads = kThreads_, kWarps = kThreads / kWarpSize, kUnit = kUnitTokens<Logit>;
+  static constexpr GroupMode kMode = kMode_;
+  static constexpr bool kInPlace = kInPlace_;  // the launch writes to where the logits lie
+  static constexpr uint32_t kAllTokens = (1u << kUnit) - 1;
+  using Shared = SharedState<kThreads, kMode>;
+  using OwnBox = Box<kThreads>;
+
+  const SampleParams& p;
+  const GroupArgs& args;
+  Shared& shared;
+  uint32_t* const live_map;
+  const Group<kMode> group;
+  const int thread, lane, warp;
+  uint32_t parity;  // which copy in the box is written next
+
+  // Of the row at work, the same in all threads.
+  int index;
+  const Logit* logits;
+  const uint32_t* mask;
+  int shift, first_unit, end_unit, num_units;
+  bool aligned;              // whole units can be read at once
+  bool has_live_map;         // tokens outside of it are masked or edited
+  int num_biases, num_edits;  // biases, then history
+  float scale;               // step 5
+
+  __device__ __forceinline__ Block(const SampleParams& params, const GroupArgs& group_args)
+      : p(params),
+        args(group_args),
+        shared(*reinterpret_cast<Shared*>(shared_memory())),
+        live_map(reinterpret_cast<uint32_t*>(shared_memory() + sizeof(Shared))),
+        group(group_args),
+        thread(static_cast<int>(threadIdx.x)),
+        lane(lane_id()),
+        warp(warp_id()),
+        parity(0) {}
+
+  __device__ __forceinline__ const RowParams& row() const { return shared.params; }
+  __device__ __forceinline__ OwnBox& own_box() const {
+    if constexpr (kMode == GroupMode::kSoft) return static_cast<OwnBox*>(args.boxes)[blockIdx.x];
+    return shared.box[0];
+  }
+  __device__ __forceinline__ const OwnBox& box(int rank) const { return *group.box_of(&own_box(), rank); }
+  __device__ __forceinline__ void sync_group() const { group.sync(args); }
+  // What was written to copy `parity` of the own box can be read by all, at what this returns.
+  __device__ __forceinline__ uint32_t share() {
+    sync_group();
+    parity ^= 1;
+    return parity ^ 1;
+  }
+
+  // ---- the row ------------------------------------------------------------------------------------------------
+  // Its geometry, which needs none of its parameters.
+  __device__ __forceinline__ void locate(int row_index) {
+    index = row_index;
+    scale = 1.0f;
+    logits = static_cast<const Logit*>(p.logits) + index * p.logits_stride;
+    mask = p.token_bitmask ? p.token_bitmask + index * p.token_bitmask_stride : nullptr;
+    shift = static_cast<int>(reinterpret_cast<uintptr_t>(logits) % kUnitBytes / sizeof(Logit));
+    aligned = reinterpret_cast<uintptr_t>(logits) % sizeof(Logit) == 0;
+    if (p.vocab_size + shift > kBins * kTokensPerBin) {  // places would not fit the histogram
+      shift = 0;
+      aligned = false;
+    }
+    num_units = (p.vocab_size + shift + kUnit - 1) / kUnit;
+    const int share = units_per_block<Logit>(p.vocab_size, group.size);
+    first_unit = group.rank * share;
+    end_unit = min(first_unit + share, num_units);
+  }
+  // What follows from its parameters, once they are in shared memory.
+  __device__ __forceinline__ void adopt_params() {
+    num_biases = row().bias_size;
+    num_edits = num_biases + (has_penalties(row()) ? row().history_size : 0);
+    has_live_map = mask || num_edits > 0;
+  }
+
+  // ---- units --------------------------------------------------------------------------------------------------
+  __device__ __forceinline__ int id_of(int unit, int place) const { return unit * kUnit + place - shift; }
+  __device__ __forceinline__ bool is_whole(int unit) const {
+    return aligned && id_of(unit, 0) >= 0 && id_of(unit, kUnit) <= p.vocab_size;
+  }
+  __device__ __forceinline__ Unit load_whole(int unit) const {
+    const void* address = logits + id_of(unit, 0);
+    const uint4 words = kInPlace ? *static_cast<const uint4*>(address) : load_streaming(address);
+    return {{words.x, words.y, words.z, words.w}};
+  }
+  __device__ __forceinline__ Unit load(int unit) const {  // outside of the row: -inf
+    if (is_whole(unit)) return load_whole(unit);
+    Unit result = {};
+#pragma unroll 1  // the ends of a row: rolled, to be small
+    for (int w = 0; w < kUnitWords; ++w) {
+      uint32_t word = kMinusInfinityWord<Logit>;
+#pragma unroll
+      for (int i = 0; i < kWordTokens<Logit>; ++i) {
+        const int id = id_of(unit, w * kWordTokens<Logit> + i);
+        if (id < 0 || id >= p.vocab_size) continue;
+        memcpy(reinterpret_cast<char*>(&word) + i * sizeof(Logit), logits + id, sizeof(Logit));
+      }
+      result.word[0] = result.word[1];
+      result.word[1] = result.word[2];
+      result.word[2] = result.word[3];
+      result.word[3] = word;
+    }
+    return result;
+  }
+  // One bit per token of the unit: neither masked nor edited.
+  __device__ __forceinline__ uint32_t live_tokens(int unit) const {
+    const int bit = (unit - first_unit) * kUnit;
+    return has_live_map ? live_map[bit / 32] >> (bit % 32) & kAllTokens : kAllTokens;
+  }
+  __device__ __forceinline__ uint32_t tokens_in_view(const View& view, int unit) const {
+    return view.raw ? kAllTokens : live_tokens(unit);
+  }
+  __device__ __forceinline__ float value_in(const View& view, float x) const {
+    return view.raw ? x : apply_temperature(x, scale);
+  }
+
+  // ---- single tokens ------------------------------------------------------------------------------------------
+  __device__ __forceinline__ float raw_value(int32_t id) const { return to_float(logits[id]); }
+  __device__ __forceinline__ bool allows(int32_t id) const { return !mask || is_allowed(mask, id); }
+  __device__ __forceinline__ uint32_t occurrences_of(int32_t id) const {
+    if (num_edits == num_biases) return 0;
+    if (row().history_capacity > 0) return row().history_counts[id];
+    const int i = find_id(row().history_ids, row().history_size, id);
+    return i < 0 ? 0 : row().history_counts[i];
+  }
+  // The value after step 4 of any token, slowly.
+  __device__ __forceinline__ float edited_value_of(int32_t id) const {
+    if (!allows(id)) return -kInfinity;
+    const int bias = find_id(row().bias_ids, num_biases, id);
+    return edited_value(raw_value(id), bias < 0 ? kNoBias : row().bias_values[bias], occurrences_of(id), &row());
+  }
+  __device__ __forceinline__ float value_of(const View& view, int32_t id) const {
+    if (id < 0 || id >= p.vocab_size) return -kInfinity;
+    return view.raw ? raw_value(id) : apply_temperature(edited_value_of(id), scale);
+  }
+  // Token and value after step 4 of an entry of the edits. False if the token is masked, or if it comes
+  // again: the history's entry of a token with a bias.
+  __device__ __forceinline__ bool edit(int entry, int32_t& id, float& value) const {
+    const bool is_bias = entry < num_biases;
+    const int i = is_bias ? entry : entry - num_biases;
+    id = is_bias ? row().bias_ids[i] : row().history_ids[i];
+    if (!allows(id) || (!is_bias && num_biases > 0 && find_id(row().bias_ids, num_biases, id) >= 0)) return false;
+    value = edited_value(raw_value(id), is_bias ? row().bias_values[i] : kNoBias,
+                         is_bias ? occurrences_of(id) : occurrences(row(), i), &row());
+    return true;
+  }
+  // f(entry, id, value after step 4) for this thread's share of the group's edits, from `first` on.
+  __device__ __forceinline__ int first_edit() const { return group.rank * kThreads + thread; }
+  template <class F>
+  __device__ __forceinline__ void for_each_edit(int first, F f) const {
+#pragma unroll 1
+    for (int entry = first; entry < num_edits; entry += group.size * kThreads) {
+      int32_t id;
+      float value;
+      if (edit(entry, id, value)) f(entry, id, value);
+    }
+  }
+
+  // ---- sums over the block or the group ------------------------------------------------------------------------
+  // Both arguments become their sums over all threads of the block.
+  __device__ __forceinline__ void sum_block(uint64_t& a, uint64_t& b) {
+    a = warp_sum(a);
+    b = warp_sum(b);
+    __syncthreads();  // the sums before these have been read
+    if (lane == 0) {
+      shared.warp_sums[0][warp] = a;
+      shared.warp_sums[1][warp] = b;
+    }
+    __syncthreads();
+    a = warp_sum(lane < kWarps ? shared.warp_sums[0][lane] : 0);
+    b = warp_sum(lane < kWarps ? shared.warp_sums[1][lane] : 0);
+  }
+  __device__ __forceinline__ void sum_group(uint64_t& a, uint64_t& b) {
+    sum_block(a, b);
+    if constexpr (kMode == GroupMode::kSolo) return;
+    if (thread == 0) {
+      uint32_t* mail = own_box().mail[parity];
+      mail[0] = static_cast<uint32_t>(a);
+      mail[1] = static_cast<uint32_t>(a >> 32);
+      mail[2] = static_cast<uint32_t>(b);
+      mail[3] = static_cast<uint32_t>(b >> 32);
+    }
+    const uint32_t copy = share();
+    a = b = 0;
+    for (int rank = 0; rank < group.size; ++rank) {
+      const uint32_t* mail = box(rank).mail[copy];
+      a += group.read_pair(mail);
+      b += group.read_pair(mail + 2);
+    }
+  }
+};
+
+}  // namespace tokenstep::cuda
