@@ -11,6 +11,9 @@ set(TOKENSTEP_FLAGS_avx2 -march=x86-64-v3)
 set(TOKENSTEP_FLAGS_avx512 -march=x86-64-v4 -mprefer-vector-width=512)
 set(TOKENSTEP_FLAGS_avx512_bf16 ${TOKENSTEP_FLAGS_avx512} -mavx512bf16)
 
+# Left to itself, GCC makes vectors of the addresses of neighbouring rows, and then takes them out one by one.
+set_source_files_properties(csrc/cpu/attention_kernel.cpp PROPERTIES COMPILE_OPTIONS -fno-tree-slp-vectorize)
+
 set(TOKENSTEP_CPU_KERNEL_OBJECTS)
 if(TOKENSTEP_CPU_KERNELS)
   foreach(isa IN LISTS TOKENSTEP_ISAS)

@@ -3,15 +3,20 @@
 //
 // Fused: rotation of q, gather of pages, scores, scale, softcap, ALiBi, mask, online softmax, weighted
 // values, merge of chunks, sink and log-sum-exp. Never materialised: a contiguous copy of the cache, scores
-// beyond one tile, the mask. Mapping: an item is a work unit of a thread (attention.cpp); all q heads of a KV
-// head and all positions of a query tile share one pass over K and V, which read (2 * D * keys) elements
-// once; each tile is packed into L1 and used by every row. Order: chunks at fixed absolute positions
+// beyond one tile, the mask.
+// Mapping: an item is a work unit of a thread (attention.cpp). All q heads of a KV head and all positions of
+// a query tile share one pass over K and V, which reads 2 * D * keys elements once, where they lie. An item's
+// KV heads take turns tile by tile, so that memory is read in long pieces, and while one tile is computed,
+// the next one's lines are fetched, across items too. Order: chunks at fixed absolute positions
 // (attention_plan.h), in them tiles of kTileTokens at fixed absolute positions, in them fixed chains
 // (attention_tile.h). A row skips the tiles that it sees nothing of. Hence its bits depend on nothing else.
 // Source: FlashAttention-2 (Dao, arXiv 2307.08691), PagedAttention (Kwon et al., arXiv 2309.06180), sinks
 // (Xiao et al., arXiv 2309.17453; one learned score per head as in gpt-oss).
+#include <utility>
+
 #include "common/attention_plan.h"
 #include "cpu/attention_item.h"
+#include "cpu/attention_pages.h"
 #include "cpu/attention_rope.h"
 #include "cpu/attention_softmax.h"
 #include "cpu/attention_tile.h"
@@ -21,46 +26,54 @@
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {
 
-constexpr int kTilesAhead = 2;  // whose page addresses are known and whose lines are being fetched
-
 struct alignas(64) Scratch {
   float queries[kMaxItemRows * kMaxHeadDim];
-  float keys[kTileTokens * kMaxHeadDim];
+  float keys[kTileTokens * kMaxHeadDim];  // of a tile that many rows share, as float32
   float values[kTileTokens * kMaxHeadDim];
   float scores[kRowBlock * kTileTokens];
   float weights[kRowBlock * kTileTokens];
   float outputs[kMaxItemRows * kMaxHeadDim];        // of the current chunk
   float total_outputs[kMaxItemRows * kMaxHeadDim];  // of the chunks before
+  AttentionItem::Row places[kMaxItemRows];
   RowState states[kMaxItemRows];
   RowPart totals[kMaxItemRows];
 };
 
 alignas(64) constexpr float kZeroRow[kMaxHeadDim] = {};
 
-template <class Tile, class T>
+template <class Tile>
 class ItemAttention {
+  using T = typename Tile::Element;
+
  public:
-  ItemAttention(const AttentionParams& params, const AttentionItem& item, Scratch& scratch)
+  ItemAttention(const AttentionParams& params, const AttentionItem& item, const AttentionItem* next,
+                Scratch& scratch)
       : params_(params),
         batch_(params.batch),
         item_(item),
+        next_(next),
         scratch_(scratch),
         rules_(params),
+        pages_(params, item),
         head_dim_(batch_.head_dim),
-        width_(Tile::packed_dims(head_dim_)),
-        chunk_tokens_(chunk_tokens(head_dim_, batch_.cache_dtype)),
+        width_(Tile::output_length(head_dim_)),
         last_position_(item.first_position + item.num_positions - 1) {}
 
   void run() {
     load_queries();
     for (int row = 0; row < item_.num_rows(); ++row)
       scratch_.totals[row] = {kMinusInfinity, 0.0f, scratch_.total_outputs + row * width_};
+    TilePages<T> tiles[2];
+    current_ = &tiles[0];
+    later_ = &tiles[1];
+    pages_.find(item_.chunk_begin, pages_.first_tile(item_.chunk_begin), *current_);
     for (int64_t chunk = item_.chunk_begin; chunk < item_.chunk_end; ++chunk) {
       attend_chunk(chunk);
       for (int row = 0; row < item_.num_rows(); ++row) {
-        const RowPart part{scratch_.states[row].max, sum_lanes(load(scratch_.states[row].lane_sums)),
-                           scratch_.outputs + row * width_};
-        merge_part(scratch_.totals[row], part, head_dim_);
+        float* outputs = scratch_.outputs + row * width_;
+        Tile::restore_order(outputs, head_dim_);
+        merge_part(scratch_.totals[row], {scratch_.states[row].max, scratch_.states[row].sum(), outputs},
+                   head_dim_);
       }
     }
     if (!item_.parts) return finish_rows();
@@ -71,155 +84,142 @@ class ItemAttention {
   }
 
  private:
-  // ---- queries
-  // ------------------------------------------------------------------------------------------------------
+  // ---- queries --------------------------------------------------------------------------------------------
   void load_queries() {
     float head[kMaxHeadDim];
     auto* out = reinterpret_cast<typename Tile::Query*>(scratch_.queries);
-    for (int i = 0; i < item_.num_positions; ++i)
-      for (int h = 0; h < item_.num_heads; ++h, out += Tile::query_length(head_dim_)) {
-        const T* query = static_cast<const T*>(batch_.q.data) + (item_.first_row + i) * batch_.q.row_stride +
-                         (item_.first_head + h) * batch_.q.head_stride;
-        load_rotated_head(query, head_dim_, batch_.rope, item_.first_position + i, head);
-        Tile::pack_query(head, head_dim_, out);
-      }
-  }
-
-  // ---- pages
-  // --------------------------------------------------------------------------------------------------------
-  struct TileRows {
-    const T* keys[kTileTokens];
-    const T* values[kTileTokens];
-  };
-
-  // Addresses of the tile's tokens in [begin, end); a row of zeros for the others, which may have no page at
-  // all.
-  void find_rows(int64_t tile, int64_t begin, int64_t end, TileRows& rows) const {
-    const T* zeros = reinterpret_cast<const T*>(kZeroRow);
-    const int first = static_cast<int>(begin > tile ? begin - tile : 0);
-    const int last = static_cast<int>(end < tile + kTileTokens ? end - tile : kTileTokens);
-    for (int i = 0; i < first; ++i) rows.keys[i] = rows.values[i] = zeros;
-    for (int i = last < 0 ? 0 : last; i < kTileTokens; ++i) rows.keys[i] = rows.values[i] = zeros;
-    if (first >= last) return;
-    const int32_t* table = batch_.block_table + item_.sequence * batch_.block_table_stride;
-    int64_t column = (tile + first) / batch_.block_size;
-    int slot = static_cast<int>((tile + first) % batch_.block_size);
-    const CacheView &k = batch_.k_cache, &v = batch_.v_cache;
-    for (int i = first; i < last; ++column, slot = 0) {
-      const int64_t block = table[column];
-      const T* key = static_cast<const T*>(k.data) + block * k.block_stride + item_.kv_head * k.head_stride;
-      const T* value = static_cast<const T*>(v.data) + block * v.block_stride + item_.kv_head * v.head_stride;
-      for (; slot < batch_.block_size && i < last; ++slot, ++i) {
-        rows.keys[i] = key + slot * k.token_stride;
-        rows.values[i] = value + slot * v.token_stride;
-      }
+    for (int i = 0; i < item_.num_rows(); ++i, out += Tile::query_length(head_dim_)) {
+      const AttentionItem::Row row = scratch_.places[i] = item_.row(i);
+      const T* query = static_cast<const T*>(batch_.q.data) +
+                       (item_.first_row + row.position) * batch_.q.row_stride +
+                       row.head * batch_.q.head_stride;
+      load_rotated_head(query, head_dim_, batch_.rope, item_.first_position + row.position, head);
+      Tile::pack_query(head, head_dim_, out);
     }
   }
 
-  void prefetch(const TileRows& rows) const {
-    const int bytes = head_dim_ * static_cast<int>(sizeof(T));
-    for (int i = 0; i < kTileTokens; ++i)
-      for (int b = 0; b < bytes; b += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(rows.keys[i]) + b, 0, 2);
-        __builtin_prefetch(reinterpret_cast<const char*>(rows.values[i]) + b, 0, 2);
-      }
-  }
-
-  // ---- one chunk
-  // ----------------------------------------------------------------------------------------------------
+  // ---- one chunk ------------------------------------------------------------------------------------------
   void attend_chunk(int64_t chunk) {
     const int rows = item_.num_rows();
     memset(scratch_.outputs, 0, sizeof(float) * rows * width_);
-    for (int row = 0; row < rows; ++row) {
-      scratch_.states[row].max = kMinusInfinity;
-      store(scratch_.states[row].lane_sums, Floats{});
-    }
-    const int64_t chunk_first = chunk * chunk_tokens_, chunk_last = chunk_first + chunk_tokens_;
-    const int64_t seen_first = first_key(item_.first_position, params_.window);
-    const int64_t begin = seen_first > chunk_first ? seen_first : chunk_first;
-    const int64_t end = last_position_ + 1 < chunk_last ? last_position_ + 1 : chunk_last;
-
-    TileRows ahead[kTilesAhead + 1];
-    int64_t next = begin / kTileTokens * kTileTokens;  // the next tile whose addresses are to be found
-    int next_place = 0;
-    const auto fetch_next = [&] {
-      if (next < end) {
-        find_rows(next, begin, end, ahead[next_place]);
-        prefetch(ahead[next_place]);
-      }
-      next += kTileTokens;
-      next_place = next_place == kTilesAhead ? 0 : next_place + 1;
-    };
-    for (int64_t tile = next, place = 0; tile < end; tile += kTileTokens) {
-      while (next <= tile + kTilesAhead * kTileTokens) fetch_next();
-      attend_tile(tile, ahead[place]);
-      place = place == kTilesAhead ? 0 : place + 1;
+    for (int row = 0; row < rows; ++row) scratch_.states[row].clear();
+    const int64_t end = pages_.chunk_end(chunk);
+    for (int64_t tile = pages_.first_tile(chunk); tile < end; tile += kTileTokens) {
+      find_later(chunk, tile + kTileTokens, end);
+      for (int head = 0; head < item_.num_kv_heads; ++head) attend_tile(tile, head);
+      std::swap(current_, later_);
     }
   }
 
-  // ---- one tile
-  // -----------------------------------------------------------------------------------------------------
+  // The tile after this one: of the next chunk, or of the thread's next item, if need be.
+  void find_later(int64_t chunk, int64_t tile, int64_t end) {
+    later_kv_head_ = item_.kv_head;
+    if (tile < end) return pages_.find(chunk, tile, *later_);
+    if (++chunk < item_.chunk_end) return pages_.find(chunk, pages_.first_tile(chunk), *later_);
+    later_kv_head_ = -1;
+    if (!next_) return;
+    const Pages<T> pages(params_, *next_);
+    pages.find(next_->chunk_begin, pages.first_tile(next_->chunk_begin), *later_);
+    later_kv_head_ = next_->kv_head;
+  }
+
+  // ---- one tile of one KV head ----------------------------------------------------------------------------
   RowWindow window_of(int64_t position, int64_t tile) const {
     const int64_t begin = first_key(position, params_.window) - tile, end = position + 1 - tile;
     return {static_cast<int>(begin > 0 ? begin : 0), static_cast<int>(end < kTileTokens ? end : kTileTokens),
             static_cast<float>(tile - position)};
   }
 
-  void attend_tile(int64_t tile, const TileRows& rows) {
+  // Zeros stand for tokens outside [first, last).
+  void select_rows(int kv_head, int first, int last, TileRows<T>& rows) const {
+    const int64_t key_offset = kv_head * batch_.k_cache.head_stride;
+    const int64_t value_offset = kv_head * batch_.v_cache.head_stride;
+    const T* zeros = reinterpret_cast<const T*>(kZeroRow);
+    for (int i = 0; i < kTileTokens; ++i) {
+      rows.keys[i] = current_->keys[i] + key_offset;
+      rows.values[i] = current_->values[i] + value_offset;
+    }
+    for (int i = 0; i < first; ++i) rows.keys[i] = rows.values[i] = zeros;
+    for (int i = last; i < kTileTokens; ++i) rows.keys[i] = rows.values[i] = zeros;
+  }
+
+  // `head` counts from the item's first KV head.
+  void attend_tile(int64_t tile, int head) {
     // Positions that see some of the tile: from its first token on, until the window has left its last.
     const int64_t first = tile > item_.first_position ? tile : item_.first_position;
     int64_t last = last_position_;
     if (params_.window > 0 && last > tile + kTileTokens - 2 + params_.window)
       last = tile + kTileTokens - 2 + params_.window;
     if (first > last) return;
-
-    auto* keys = reinterpret_cast<typename Tile::Packed*>(scratch_.keys);
-    auto* values = reinterpret_cast<typename Tile::Packed*>(scratch_.values);
-    Tile::pack_keys(rows.keys, head_dim_, keys);
-    Tile::pack_values(rows.values, head_dim_, values);
+    TileRows<T> rows;
+    select_rows(item_.kv_head + head, current_->first, current_->last, rows);
+    Later<T> later_keys{}, later_values{};
+    if (later_kv_head_ >= 0) {
+      later_keys = {later_->keys, (later_kv_head_ + head) * batch_.k_cache.head_stride};
+      later_values = {later_->values, (later_kv_head_ + head) * batch_.v_cache.head_stride};
+    }
     const bool uniform = !window_of(first, tile).partial() && !window_of(last, tile).partial();
-    if (first == last || uniform || Tile::all_finite(values, head_dim_))
-      return attend_positions(tile, first, last);
+    if (first == last || uniform || Tile::all_finite(rows.values, head_dim_)) {
+      if constexpr (Tile::kWidens) {
+        if ((last + 1 - first) * item_.heads_per_kv_head > kRowBlock) {
+          TileRows<float> wide;
+          widen_rows(rows.keys, later_keys, scratch_.keys, wide.keys);
+          widen_rows(rows.values, later_values, scratch_.values, wide.values);
+          return attend_positions<FloatTile<float>>(tile, head, wide, {}, {}, first, last);
+        }
+      }
+      return attend_positions<Tile>(tile, head, rows, later_keys, later_values, first, last);
+    }
 
     // A weight of 0 does not silence an infinity or NaN: each position gets values without those that it must
     // not see.
     for (int64_t position = first; position <= last; ++position) {
-      TileRows seen = rows;
       const RowWindow window = window_of(position, tile);
-      for (int i = 0; i < kTileTokens; ++i)
-        if (i < window.begin || i >= window.end) seen.values[i] = reinterpret_cast<const T*>(kZeroRow);
-      Tile::pack_values(seen.values, head_dim_, values);
-      attend_positions(tile, position, position);
+      select_rows(item_.kv_head + head, window.begin, window.end, rows);
+      attend_positions<Tile>(tile, head, rows, later_keys, later_values, position, position);
     }
   }
 
-  void attend_positions(int64_t tile, int64_t first, int64_t last) {
-    const int heads = item_.num_heads;
-    const int begin = static_cast<int>(first - item_.first_position) * heads;
-    const int end = static_cast<int>(last + 1 - item_.first_position) * heads;
+  // Many rows share a conversion to float32.
+  void widen_rows(const T* const* tokens, Later<T> later, float* out, const float** rows) const {
+    for (int token = 0; token < kTileTokens; ++token, out += width_) {
+      rows[token] = out;
+      for (int d = 0; d < head_dim_; d += kLanes) {
+        later.template fetch_share<1, kLanes>(token, d);
+        store(out + d, load_first(tokens[token] + d, head_dim_ - d));
+      }
+    }
+  }
+
+  // RowTile is Tile, or FloatTile<float> for widened rows: queries and weights are the same for both.
+  template <class RowTile, class E = typename RowTile::Element>
+  void attend_positions(int64_t tile, int head, const TileRows<E>& rows, Later<E> later_keys,
+                        Later<E> later_values, int64_t first, int64_t last) {
+    const int heads = item_.heads_per_kv_head, first_row = head * item_.rows_per_kv_head();
+    const int begin = first_row + static_cast<int>(first - item_.first_position) * heads;
+    const int end = first_row + static_cast<int>(last + 1 - item_.first_position) * heads;
     const auto* queries = reinterpret_cast<const typename Tile::Query*>(scratch_.queries);
-    const auto* keys = reinterpret_cast<const typename Tile::Packed*>(scratch_.keys);
-    const auto* values = reinterpret_cast<const typename Tile::Packed*>(scratch_.values);
     auto* weights = reinterpret_cast<typename Tile::Weight*>(scratch_.weights);
     for_row_blocks(begin, end, [&](int row, auto count) {
       constexpr int kRows = decltype(count)::value;
-      Tile::template score<kRows>(queries + row * Tile::query_length(head_dim_), keys, head_dim_,
-                                  scratch_.scores);
+      RowTile::template score<kRows>(queries + row * Tile::query_length(head_dim_), rows.keys, later_keys,
+                                     head_dim_, scratch_.scores);
       float alpha[kRows];
       for (int r = 0; r < kRows; ++r) {
-        const int position = (row + r) / heads, head = item_.first_head + (row + r) % heads;
-        const float slope = params_.alibi_slopes ? params_.alibi_slopes[head] * kLog2E : 0.0f;
+        const AttentionItem::Row place = scratch_.places[row + r];
+        const float slope = params_.alibi_slopes ? params_.alibi_slopes[place.head] * kLog2E : 0.0f;
         alpha[r] = update_row<Tile>(rules_, scratch_.scores + r * kTileTokens,
-                                    window_of(item_.first_position + position, tile), slope,
+                                    window_of(item_.first_position + place.position, tile), slope,
                                     scratch_.states[row + r], weights + r * kTileTokens);
       }
-      Tile::template accumulate<kRows>(weights, values, alpha, head_dim_, scratch_.outputs + row * width_);
+      RowTile::template accumulate<kRows>(weights, rows.values, later_values, alpha, head_dim_,
+                                          scratch_.outputs + row * width_);
+      later_keys = later_values = {};  // once is enough
     });
   }
 
-  // ---- results
-  // ------------------------------------------------------------------------------------------------------ A
-  // part: outputs [rows][head_dim], then max and sum of each row.
+  // ---- results --------------------------------------------------------------------------------------------
+  // A part: outputs [rows][head_dim], then max and sum of each row.
   void leave_part() const {
     const int rows = item_.num_rows();
     float* part = item_.parts + item_.part * part_floats(rows, head_dim_);
@@ -247,82 +247,49 @@ class ItemAttention {
     for (int row = 0; row < item_.num_rows(); ++row) {
       RowPart& total = scratch_.totals[row];
       if (total.sum == 0.0f) memset(total.outputs, 0, sizeof(float) * head_dim_);
-      const int64_t out_row = item_.first_row + row / item_.num_heads;
-      const int head = item_.first_head + row % item_.num_heads;
-      if (params_.sinks) add_sink(total, params_.sinks[head], head_dim_);
+      const AttentionItem::Row place = scratch_.places[row];
+      const int64_t out_row = item_.first_row + place.position;
+      if (params_.sinks) add_sink(total, params_.sinks[place.head], head_dim_);
       write_output(total, head_dim_,
                    static_cast<T*>(params_.out.data) + out_row * params_.out.row_stride +
-                       head * params_.out.head_stride);
-      if (params_.lse) params_.lse[out_row * batch_.num_heads + head] = log_sum_exp(total);
+                       place.head * params_.out.head_stride);
+      if (params_.lse) params_.lse[out_row * batch_.num_heads + place.head] = log_sum_exp(total);
     }
   }
 
   const AttentionParams& params_;
   const PagedBatch& batch_;
   const AttentionItem& item_;
+  const AttentionItem* next_;
   Scratch& scratch_;
   const ScoreRules rules_;
-  const int head_dim_, width_, chunk_tokens_;
+  const Pages<T> pages_;
+  const int head_dim_, width_;
   const int64_t last_position_;
+  TilePages<T>* current_ = nullptr;
+  TilePages<T>* later_ = nullptr;  // being fetched, from this KV head on; -1: nothing
+  int later_kv_head_ = -1;
 };
-
-template <class T>
-void merge_row_of(const MergeParams& params, int64_t row) {
-  float outputs[kMaxHeadDim];
-  for (int head = 0; head < params.num_heads; ++head) {
-    const auto lse_of = [&](int part) {
-      return params
-          .lses[part * params.lse_part_stride + row * params.lse_row_stride + head * params.lse_head_stride];
-    };
-    float max = kMinusInfinity;
-    for (int part = 0; part < params.num_parts; ++part) max = lse_of(part) > max ? lse_of(part) : max;
-    double sum = 0.0;
-    memset(outputs, 0, sizeof outputs);
-    for (int part = 0; part < params.num_parts; ++part) {
-      if (lse_of(part) == kMinusInfinity) continue;  // no keys: its output is not even read
-      const float weight = std::exp(lse_of(part) - max);
-      const T* in = static_cast<const T*>(params.outs) + part * params.part_stride + row * params.row_stride +
-                    head * params.head_stride;
-      sum += weight;
-      for (int d = 0; d < params.head_dim; ++d) outputs[d] += weight * widen(in[d]);
-    }
-    const int64_t index = row * params.num_heads + head;
-    write_output({max, static_cast<float>(sum), outputs}, params.head_dim,
-                 static_cast<T*>(params.out) + index * params.head_dim);
-    params.lse[index] = sum == 0.0 ? kMinusInfinity : static_cast<float>(max + std::log(sum));
-  }
-}
 
 }  // namespace
 
 size_t attention_scratch_bytes() { return sizeof(Scratch); }
 
-void attend(const AttentionParams& params, const AttentionItem& item, void* scratch) {
+void attend(const AttentionParams& params, const AttentionItem& item, const AttentionItem* next,
+            void* scratch) {
   const FpEnvironment environment;
   Scratch& memory = *static_cast<Scratch*>(scratch);
   switch (params.batch.dtype) {
     case DType::kFloat32:
-      return ItemAttention<FloatTile, float>(params, item, memory).run();
+      return ItemAttention<FloatTile<float>>(params, item, next, memory).run();
     case DType::kFloat16:
-      return ItemAttention<FloatTile, Half>(params, item, memory).run();
+      return ItemAttention<FloatTile<Half>>(params, item, next, memory).run();
     default:
 #if defined(__AVX512BF16__)
-      return ItemAttention<BFloatTile, BFloat>(params, item, memory).run();
+      return ItemAttention<BFloatTile>(params, item, next, memory).run();
 #else
-      return ItemAttention<FloatTile, BFloat>(params, item, memory).run();
+      return ItemAttention<FloatTile<BFloat>>(params, item, next, memory).run();
 #endif
-  }
-}
-
-void merge_row(const MergeParams& params, int64_t row) {
-  const FpEnvironment environment;
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return merge_row_of<float>(params, row);
-    case DType::kFloat16:
-      return merge_row_of<Half>(params, row);
-    default:
-      return merge_row_of<BFloat>(params, row);
   }
 }
 

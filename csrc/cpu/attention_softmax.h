@@ -35,11 +35,24 @@ struct RowWindow {
   bool partial() const { return begin > 0 || end < kTileTokens; }
 };
 
-// Running maximum and sum of one row. The sum is kept per lane: lane i adds the weights of tokens i, i +
-// kLanes, ...
+// Running maximum and sum of one row. The sum is kept in kSums parts: part i adds the weights of tokens i, i
+// + kSums, ... of the chunk, whatever the width of a vector.
+constexpr int kSums = 16;
 struct RowState {
   float max;
-  float lane_sums[kLanes];
+  float sums[kSums];
+
+  void clear() {
+    max = kMinusInfinity;
+    memset(sums, 0, sizeof sums);
+  }
+  float sum() const {  // by halves
+    float x[kSums];
+    memcpy(x, sums, sizeof sums);
+    for (int width = kSums / 2; width; width /= 2)
+      for (int i = 0; i < width; ++i) x[i] += x[i + width];
+    return x[0];
+  }
 };
 
 // Turns raw scores into weights relative to the row's new maximum; returns what older weights must be
@@ -70,13 +83,15 @@ TOKENSTEP_VEC float update_row(const ScoreRules& rules, const float* scores, con
   const float reference = new_max == kMinusInfinity ? 0.0f : new_max;
   const float alpha = new_max == old_max ? 1.0f : exp2_scalar(old_max - reference);
 
-  Floats sum = load(state.lane_sums) * alpha;
+  constexpr int kSumVectors = kSums / kLanes;
+  Floats sums[kSumVectors];
+  for (int v = 0; v < kSumVectors; ++v) sums[v] = load(state.sums + v * kLanes) * alpha;
   for (int v = 0; v < kTileVectors; ++v) {
     const Floats weight = exp2(s[v] - reference);
-    sum += weight;
+    sums[v % kSumVectors] += weight;
     Tile::store_weights(weights + v * kLanes, weight);
   }
-  store(state.lane_sums, sum);
+  for (int v = 0; v < kSumVectors; ++v) store(state.sums + v * kLanes, sums[v]);
   state.max = new_max;
   return alpha;
 }

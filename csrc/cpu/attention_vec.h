@@ -71,25 +71,40 @@ TOKENSTEP_VEC Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
-// Across lanes, by halves: the order is fixed.
 TOKENSTEP_VEC float max_lane(Floats v) {
-  float x[kLanes];
-  store(x, v);
-  for (int width = kLanes / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
-  return x[0];
-}
-TOKENSTEP_VEC float sum_lanes(Floats v) {
-  float x[kLanes];
-  store(x, v);
-  for (int width = kLanes / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) x[i] += x[i + width];
-  return x[0];
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m512 all_lanes = reinterpret_cast<__m512>(v);
+  const __m256 x = _mm256_max_ps(_mm512_castps512_ps256(all_lanes), _mm512_extractf32x8_ps(all_lanes, 1));
+#else
+  const __m256 x = reinterpret_cast<__m256>(v);
+#endif
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
+  float largest = v[0];
+  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+#endif
 }
 
-// ---- 16-bit floats
-// -------------------------------------------------------------------------------------------------- Scalar
-// forms: exact widening; rounding to nearest even as the hardware does it (NaN stays NaN, made quiet).
+// In each four lanes: two of a's, then two of b's.
+template <int A0, int A1, int B0, int B1>
+TOKENSTEP_VEC Floats shuffle_fours(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_shuffle_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                                    A0 | A1 << 2 | B0 << 4 | B1 << 6));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(_mm256_shuffle_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                                    A0 | A1 << 2 | B0 << 4 | B1 << 6));
+#else
+  return __builtin_shufflevector(a, b, A0, A1, 4 + B0, 4 + B1);
+#endif
+}
+
+// ---- 16-bit floats ----------------------------------------------------------------------------------------
+// Scalar forms: exact widening; rounding to nearest even as the hardware does it (NaN stays NaN, made quiet).
 TOKENSTEP_VEC float widen(float x) { return x; }
 TOKENSTEP_VEC float widen(BFloat x) { return float_from_bits(uint32_t{x.bits} << 16); }
 TOKENSTEP_VEC float widen(Half x) {
@@ -116,15 +131,25 @@ TOKENSTEP_VEC void narrow(float x, Half& out) {
 }
 
 // kLanes elements as floats.
+#if defined(__AVX512F__)
+TOKENSTEP_VEC Floats widen_lanes(__m256i bits, Half) {
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(bits));
+}
+TOKENSTEP_VEC Floats widen_lanes(__m256i bits, BFloat) {
+  return reinterpret_cast<Floats>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+template <class T>
+TOKENSTEP_VEC Floats load(const T* p) {
+  return widen_lanes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{});
+}
+#else
 TOKENSTEP_VEC Floats load(const BFloat* p) {
   uint16_t bits __attribute__((vector_size(kLanes * 2)));
   memcpy(&bits, p, sizeof bits);
   return floats_of(__builtin_convertvector(bits, Ints) << 16);
 }
 TOKENSTEP_VEC Floats load(const Half* p) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   Floats v;
@@ -132,24 +157,28 @@ TOKENSTEP_VEC Floats load(const Half* p) {
   return v;
 #endif
 }
+#endif
 
-// The first `count` lanes, zeros beyond. Rows have a multiple of 8 elements, so only 16 lanes can reach past
-// the end.
+// The first `count` lanes, zeros beyond; count >= kLanes: all. A masked load and not a branch: loops stay
+// whole. Rows have a multiple of 8 elements, so that only 16 lanes can reach past their end.
+#if defined(__AVX512F__)
+TOKENSTEP_VEC __mmask16 first_lanes(int count) { return static_cast<__mmask16>(count < 16 ? 0xff : 0xffff); }
+TOKENSTEP_VEC Floats load_first(const float* p, int count) {
+  return reinterpret_cast<Floats>(_mm512_maskz_loadu_ps(first_lanes(count), p));
+}
 template <class T>
-TOKENSTEP_VEC Floats load_first(const T* p, [[maybe_unused]] int count) {
-  if constexpr (kLanes > 8) {
-    if (count < kLanes) {
-      T padded[kLanes] = {};
-      memcpy(padded, p, sizeof(T) * 8);
-      return load(padded);
-    }
-  }
+TOKENSTEP_VEC Floats load_first(const T* p, int count) {
+  return widen_lanes(_mm256_maskz_loadu_epi16(first_lanes(count), p), T{});
+}
+#else
+template <class T>
+TOKENSTEP_VEC Floats load_first(const T* p, int) {
   return load(p);
 }
+#endif
 
-// ---- functions
-// ------------------------------------------------------------------------------------------------------ 2^t
-// for t <= 0 in about 1.5 ulp; exactly 1 at 0, exactly 0 below 2^-126. NaN stays.
+// ---- functions --------------------------------------------------------------------------------------------
+// 2^t for t <= 0 in about 1.5 ulp; exactly 1 at 0, exactly 0 below 2^-126. NaN stays.
 TOKENSTEP_VEC Floats exp2(Floats t) {
   const Floats magic =
       all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits

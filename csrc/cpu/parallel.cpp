@@ -5,6 +5,8 @@
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
+#include <link.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -89,34 +91,75 @@ class Pool {
   const TaskRef* task_ = nullptr;
 };
 
+std::atomic<bool> forked{false};
+std::atomic<Pool*> the_pool{nullptr};
+
+// A fork copies no threads: the child's OpenMP runtime would wait for workers that are gone, and the pool's
+// mutex may be held by one of them. So the child leaves the runtime and has a new pool.
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  forked.store(true);
+  the_pool.store(nullptr);
+});
+
+// Never destroyed: its detached threads may outlive static destructors.
 Pool& pool() {
-  static Pool* pool = new Pool;  // never destroyed: its detached threads may outlive static destructors
-  return *pool;
+  if (Pool* pool = the_pool.load(std::memory_order_acquire)) return *pool;
+  Pool* made = new Pool;
+  Pool* expected = nullptr;
+  if (the_pool.compare_exchange_strong(expected, made)) return *made;
+  delete made;
+  return *expected;
 }
 
-// libgomp's entry point, also offered by LLVM's and Intel's runtimes.
-using GompParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+// The part of libgomp's interface that is used here; LLVM's and Intel's runtimes offer it too.
+struct OpenMp {
+  void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags);
+  int (*get_max_threads)();
+};
 
-GompParallel find_openmp() {
+const OpenMp* find_openmp() {
   for (const char* soname : {"libgomp.so.1", "libiomp5.so", "libomp.so"}) {
     void* library = dlopen(soname, RTLD_LAZY | RTLD_NOLOAD);
     if (!library) continue;
-    if (void* symbol = dlsym(library, "GOMP_parallel")) return reinterpret_cast<GompParallel>(symbol);
+    void* parallel = dlsym(library, "GOMP_parallel");
+    void* get_max_threads = dlsym(library, "omp_get_max_threads");
+    if (parallel && get_max_threads) {
+      static const OpenMp found{reinterpret_cast<decltype(OpenMp::parallel)>(parallel),
+                                reinterpret_cast<decltype(OpenMp::get_max_threads)>(get_max_threads)};
+      return &found;
+    }
     dlclose(library);
   }
   return nullptr;
 }
 
+// Libraries that the process has loaded so far: only a new one can bring a runtime.
+unsigned long long num_libraries_loaded() {
+  unsigned long long count = 0;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        *static_cast<unsigned long long*>(data) = info->dlpi_adds;
+        return 1;
+      },
+      &count);
+  return count;
+}
+
 enum class Backend { kAuto, kPool, kOpenMp };
 std::atomic<Backend> backend{Backend::kAuto};
 
-GompParallel openmp() {
-  if (backend.load(std::memory_order_relaxed) == Backend::kPool) return nullptr;
-  static std::atomic<GompParallel> found{nullptr};
-  GompParallel entry = found.load(std::memory_order_acquire);
-  if (!entry && (entry = find_openmp()))
-    found.store(entry, std::memory_order_release);  // torch may come later
-  return entry;
+const OpenMp* openmp() {
+  if (backend.load(std::memory_order_relaxed) == Backend::kPool || forked.load(std::memory_order_relaxed))
+    return nullptr;
+  static std::atomic<const OpenMp*> found{nullptr};
+  static std::atomic<unsigned long long> looked_at{0};
+  if (const OpenMp* runtime = found.load(std::memory_order_acquire)) return runtime;
+  const unsigned long long loaded = num_libraries_loaded();  // torch may come later
+  if (looked_at.load(std::memory_order_relaxed) == loaded) return nullptr;
+  const OpenMp* runtime = find_openmp();
+  found.store(runtime, std::memory_order_release);
+  looked_at.store(loaded, std::memory_order_relaxed);
+  return runtime;
 }
 
 struct OpenMpJob {
@@ -135,16 +178,21 @@ int positive_int(const char* text) {
   return value > 0 && value < 4096 ? static_cast<int>(value) : 0;
 }
 
-int default_num_threads() {
+int threads_of_environment() {
   for (const char* name : {"TOKENSTEP_NUM_THREADS", "OMP_NUM_THREADS"})
     if (const int n = positive_int(getenv(name))) return n;
+  return 0;
+}
+
+int usable_cpus() {
   cpu_set_t cpus;
   if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) return CPU_COUNT(&cpus);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-std::atomic<int>& thread_count() {
-  static std::atomic<int> count{default_num_threads()};
+// 0: nobody has said how many.
+std::atomic<int>& wanted_threads() {
+  static std::atomic<int> count{threads_of_environment()};
   return count;
 }
 
@@ -153,29 +201,36 @@ thread_local bool inside_task = false;  // a nested region runs on the thread it
 }  // namespace
 
 void parallel_for(int num_tasks, TaskRef f) {
-  const int threads = std::min(num_tasks, num_threads());
-  if (threads > 1 && !inside_task) {
+  const int threads = num_tasks > 1 && !inside_task ? num_threads() : 1;
+  if (threads > 1) {
     const auto guarded = [&](int task) {
       inside_task = true;
       f(task);
       inside_task = false;
     };
-    if (const GompParallel entry = openmp()) {
+    if (const OpenMp* runtime = openmp()) {
       const TaskRef task = guarded;
       OpenMpJob job{task, num_tasks};
-      entry(run_openmp_job, &job, static_cast<unsigned>(threads), 0);
+      // All threads, though there may be fewer tasks: libgomp ends those that a smaller team leaves out, and
+      // torch's next region starts them anew.
+      runtime->parallel(run_openmp_job, &job, static_cast<unsigned>(threads), 0);
       return;
     }
-    if (pool().run(num_tasks, threads, guarded)) return;
+    if (pool().run(num_tasks, std::min(threads, num_tasks), guarded)) return;
   }
   for (int task = 0; task < num_tasks; ++task) f(task);
 }
 
-int num_threads() { return thread_count().load(std::memory_order_relaxed); }
+int num_threads() {
+  if (const int wanted = wanted_threads().load(std::memory_order_relaxed)) return wanted;
+  static const int cpus = usable_cpus();
+  const OpenMp* runtime = openmp();
+  return runtime ? runtime->get_max_threads() : cpus;
+}
 
 void set_num_threads(int n) {
   if (n < 1) raise<ValueError>("set_num_threads", "n = %d, expected n >= 1", n);
-  thread_count().store(n);
+  wanted_threads().store(n);
 }
 
 const char* thread_backend() { return openmp() ? "openmp" : "pool"; }

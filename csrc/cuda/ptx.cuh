@@ -15,7 +15,6 @@
 namespace tokenstep::cuda {
 
 // ---- shared memory: all of it is dynamic ------------------------------------------------------------------
-// --------------------------------------------------------------------------
 extern __shared__ __align__(1024) char dynamic_shared_memory[];
 __device__ __forceinline__ char* shared_memory() { return dynamic_shared_memory; }
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
@@ -23,14 +22,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* shared) {
 }
 
 // ---- a barrier of some warps of the block -----------------------------------------------------------------
-// --------------------------------------------------------------------------- `barrier` is 1 to 15, `threads`
-// a multiple of 32: how many meet there.
+// `barrier` is 1 to 15, `threads` a multiple of 32: how many meet there.
 __device__ __forceinline__ void sync_warps(uint32_t barrier, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // ---- thread-block clusters: sm_90 and later; elsewhere a cluster is one block -----------------------------
-// ---------------------------------------
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
@@ -87,7 +84,6 @@ __device__ __forceinline__ void cluster_sync() {
 }
 
 // ---- flags in global memory, between blocks ---------------------------------------------------------------
-// -------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
@@ -99,8 +95,7 @@ __device__ __forceinline__ void store_release(uint32_t* address, uint32_t value)
 __device__ __forceinline__ void spin_pause() { __nanosleep(20); }  // in every loop that waits for a flag
 
 // ---- global memory that is read once ----------------------------------------------------------------------
-// ---------------------------------------------------------------------------------- 16 bytes that this
-// launch does not write; they leave no trace in L1.
+// 16 bytes that this launch does not write; they leave no trace in L1.
 __device__ __forceinline__ uint4 load_streaming(const void* address) {
   uint4 value;
   asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -122,9 +117,8 @@ __device__ __forceinline__ void prefetch_l2(const void* address) {
 }
 
 // ---- cp.async: global to shared memory without registers --------------------------------------------------
-// -------------------------------------------------------------- 16 bytes, both sides aligned to 16; zeros
-// where not `valid`, and nothing is read then. The thread that copied sees them after copy_async_wait(),
-// others after a barrier behind that.
+// 16 bytes, both sides aligned to 16; zeros where not `valid`, and nothing is read then. The thread that
+// copied sees them after copy_async_wait(), others after a barrier behind that.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid = true) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(valid ? 16 : 0)
@@ -138,7 +132,6 @@ __device__ __forceinline__ void copy_async_wait() {
 }
 
 // ---- tensor cores -----------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------
 // Four 8x8 matrices of 16-bit values: lane l names row l % 8 of matrix l / 8 (16 bytes of shared memory) and
 // gets, of each matrix, the values 2 * (l % 4) and the next of row l / 4; transposed, of column l / 4.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&registers)[4], const void* row) {
@@ -174,7 +167,6 @@ __device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&c)[4], const
 }
 
 // ---- arithmetic -------------------------------------------------------------------------------------------
-// -----------------------------------------------------------------------------------------------------------
 __device__ __forceinline__ float max_nan(float a, float b) {  // NaN if either is
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));

@@ -1,5 +1,4 @@
-// CUDA's atomics, on shared and global memory: the overloads that nvcc has, so that what compiles here
-// compiles there.
+// CUDA's atomics, on shared and global memory, in the overloads that nvcc has.
 #pragma once
 #include <cstdint>
 
@@ -19,8 +18,7 @@ enum class AtomicOp {
   kCompareAndSwap
 };
 
-// Relaxed: it is indivisible and orders nothing else; a __threadfence() before it publishes, one after it
-// acquires.
+// Relaxed: indivisible, and no more. A __threadfence() before it publishes, one after it acquires.
 template <class T>
 T atomic(AtomicOp op, T* address, T value, T compare = {});
 

@@ -62,8 +62,9 @@ void arrive_at_cluster(Where where) {
   me.arrived_at_cluster = true;
   me.cluster_phase = barrier.phase;
   me.where = where;
-  barrier.known.add(me.clock.known, me.number, me.clock.tick, machine.num_threads());
-  barrier.fenced.add(me.clock.fenced, me.number, me.clock.fenced_tick, machine.num_threads());
+  barrier.known.add(me.clock.known, me.number, me.clock.tick);
+  barrier.fenced.add(me.clock.fenced, me.number, me.clock.fenced_tick);
+  me.known_at_arrival = me.clock.known;
   ++me.clock.tick;
   if (++barrier.arrived < machine.block_threads() * cluster.blocks.size()) return;
   ++barrier.phase;
@@ -84,8 +85,10 @@ void wait_for_cluster(Where where) {
     barrier.waiting.push_back(&me);
     machine.park("the cluster's barrier", where);
   }
-  me.clock.known = barrier.learn_known(me.clock.known, barrier.last_known);
-  me.clock.fenced = barrier.learn_fenced(me.clock.fenced, barrier.last_fenced);
+  // What it knew when it arrived is in there. If it has learnt nothing since, it can share the others' clock.
+  const bool nothing_new = me.clock.known == std::exchange(me.known_at_arrival, {});
+  me.clock.known = nothing_new ? barrier.last_known : me.clock.known.joined(barrier.last_known);
+  me.clock.fenced = me.clock.fenced.joined(barrier.last_fenced);
   ++me.clock.tick;
 }
 

@@ -12,16 +12,18 @@
 namespace tokenstep::simt {
 
 struct Clock {
-  int references = 0;
+  uint32_t references = 0;
+  uint64_t added_to = 0;        // number of the ClockSum that it was added to last
   std::vector<uint32_t> known;  // by the thread's number in its group
+
+  static Clock* make();
+  static void recycle(Clock* clock);  // thousands come and go in a launch
 };
 
-// A counted reference. Not std::shared_ptr: its counts are atomic, and 32 of them change at each
-// __syncwarp().
+// A counted reference; std::shared_ptr's counts are atomic, and 32 of them change at each __syncwarp().
 class ClockRef {
  public:
   ClockRef() = default;
-  explicit ClockRef(Clock* clock) : clock_(clock) { ++clock->references; }
   ClockRef(const ClockRef& other) : clock_(other.clock_) {
     if (clock_) ++clock_->references;
   }
@@ -31,30 +33,41 @@ class ClockRef {
     return *this;
   }
   ~ClockRef() {
-    if (clock_ && --clock_->references == 0) delete clock_;
+    if (clock_ && --clock_->references == 0) Clock::recycle(clock_);
   }
   explicit operator bool() const { return clock_ != nullptr; }
   bool operator==(const ClockRef& other) const = default;
   uint32_t operator[](uint32_t thread) const { return clock_->known[thread]; }
 
   static ClockRef filled(size_t threads, uint32_t tick) {
-    return ClockRef(new Clock{0, std::vector<uint32_t>(threads, tick)});
+    ClockRef clock(Clock::make());
+    clock.clock_->known.assign(threads, tick);
+    return clock;
   }
   // What this one and `other` know; either may be null, and then knows nothing.
   ClockRef joined(const ClockRef& other) const {
     if (!other || other == *this) return *this;
     if (!*this) return other;
-    ClockRef both(new Clock{0, clock_->known});
+    ClockRef both = copy();
     both.learn(other);
     return both;
   }
   // A clock of its own that knows the same, and thread `thread` up to `tick`.
   ClockRef with(uint32_t thread, uint32_t tick) const {
-    ClockRef more(new Clock{0, clock_->known});
+    ClockRef more = copy();
     more.learn(thread, tick);
     return more;
   }
 
+ private:
+  friend class ClockSum;
+
+  explicit ClockRef(Clock* clock) : clock_(clock) { ++clock->references; }
+  ClockRef copy() const {
+    ClockRef same(Clock::make());
+    same.clock_->known = clock_->known;
+    return same;
+  }
   // For an owner that has not shared the clock yet.
   void learn(uint32_t thread, uint32_t tick) {
     uint32_t& known = clock_->known[thread];
@@ -63,46 +76,38 @@ class ClockRef {
   void learn(const ClockRef& other) {
     const uint32_t* from = other.clock_->known.data();
     uint32_t* to = clock_->known.data();
-    for (size_t i = 0; i < clock_->known.size(); ++i) to[i] = std::max(to[i], from[i]);
+    for (size_t i = 0, n = clock_->known.size(); i < n; ++i) to[i] = std::max(to[i], from[i]);
   }
 
- private:
   Clock* clock_ = nullptr;
 };
 
-// What many threads know together. Most of them share one clock, which need not be added again.
+// What many threads know together. Most of them share one clock, which is added once.
 class ClockSum {
  public:
-  void add(const ClockRef& known, uint32_t thread, uint32_t tick, size_t threads) {
+  void add(const ClockRef& known, uint32_t thread, uint32_t tick) {
     if (!known) return;
-    if (!sum_) sum_ = ClockRef::filled(threads, 0);
-    if (known != last_) sum_.learn(last_ = known);
+    if (known.clock_->added_to != number_) {
+      if (!sum_) {
+        sum_ = known.copy();
+        known.clock_->added_to = number_ = ++last_number;
+      } else {
+        sum_.learn(known);
+        known.clock_->added_to = number_;
+      }
+    }
     sum_.learn(thread, tick);
   }
   ClockRef take() {
-    last_ = {};
+    number_ = kNone;
     return std::exchange(sum_, {});
   }
 
  private:
-  ClockRef sum_, last_;
-};
-
-// joined(), for many threads one after another: those that come with the same clock leave with the same
-// clock.
-class ClockJoin {
- public:
-  const ClockRef& operator()(const ClockRef& known, const ClockRef& other) {
-    if (!result_ || known != known_ || other != other_) {
-      known_ = known;
-      other_ = other;
-      result_ = known.joined(other);
-    }
-    return result_;
-  }
-
- private:
-  ClockRef known_, other_, result_;
+  static constexpr uint64_t kNone = ~uint64_t{0};
+  static inline uint64_t last_number = 0;
+  ClockRef sum_;
+  uint64_t number_ = kNone;
 };
 
 // A thread's view of its group.

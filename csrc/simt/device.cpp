@@ -8,6 +8,6 @@ uint3 thread_index() { return machine.current->index; }
 uint3 block_index() { return machine.current->block->index; }
 dim3 block_dimensions() { return machine.block_dim; }
 dim3 grid_dimensions() { return machine.grid_dim; }
-void pause() { machine.yield(true); }
+void pause() { machine.wait_in_loop(); }
 
 }  // namespace tokenstep::simt

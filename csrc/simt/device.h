@@ -61,7 +61,6 @@ inline void __threadfence() { tokenstep::simt::fence(); }
 inline void __nanosleep(unsigned) { tokenstep::simt::pause(); }
 
 // ---- loads with a cache hint: plain loads here ------------------------------------------------------------
-// -------------------------------------------------------------------------
 template <class T>
 T __ldcg(const T* address) {
   return *address;
@@ -72,7 +71,6 @@ T __ldcs(const T* address) {
 }
 
 // ---- bits -------------------------------------------------------------------------------------------------
-// -----------------------------------------------------------------------------------------------------------------
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __popcll(unsigned long long x) { return std::popcount(x); }
 inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
@@ -111,7 +109,6 @@ inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 
 // ---- fp32, each operation rounded once (the emulator is built with -ffp-contract=off) ---------------------
-// ---------------------------------------
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }

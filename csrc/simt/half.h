@@ -17,7 +17,6 @@ struct alignas(4) __nv_bfloat162 {
 };
 
 // ---- conversions, to nearest even -------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------
 inline float __half2float(__half h) { return static_cast<float>(std::bit_cast<_Float16>(h.bits)); }
 inline __half __float2half_rn(float x) {
   if (x != x) return {0x7fff};
@@ -47,7 +46,6 @@ inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
 
 // ---- maximum: a NaN operand gives the canonical NaN, and +0 is above -0 -----------------------------------
-// -----------------------------------------------------
 namespace tokenstep::simt {
 template <class Half>
 Half max_nan(Half a, Half b, float x, float y) {

@@ -1,10 +1,17 @@
-// Runs a kernel on the CPU:
+// The emulator: runs CUDA kernels on the CPU, their source unchanged, and finds what they do wrong.
 //
-//   simt::launch(sample_kernel<float>, {.name = "sample", .grid = {4}, .block = {256}, .shared_bytes = n,
-//   .seed = 7}, params);
+//   simt::launch(sample_kernel<float>, {.name = "sample", .grid = {4}, .block = {256}, .seed = 7}, params);
 //
-// A kernel that breaks a rule of CUDA's programming model (see machine.h, memory.h) raises simt::Error, which
-// names the kernel, the block, the thread and the line; the process goes on.
+// A thread is a fiber (fiber.h); threads run in random order, given by the seed (scheduler.h). Barriers and
+// warp-wide operations wait for exactly the threads that they must (barriers.cpp, exchange.h). Every load and
+// store is checked, for races too, by what synchronisation orders and not by what happened to run first
+// (memory.h, clock.h). A copy by cp.async arrives only when it is waited for (ptx.cpp).
+//
+// A kernel that breaks a rule of CUDA's programming model raises simt::Error, which names the kernel, the
+// block, the thread and the lines; so do deadlocks, wild pointers and stack overflows. The process goes on.
+//
+// What it does not show: speed, bank conflicts, and values that only a weak memory gives (a race is an error
+// whatever its values).
 #pragma once
 #include <cstddef>
 #include <cstdint>

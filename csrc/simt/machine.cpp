@@ -18,7 +18,6 @@ constexpr uint32_t kWarp = 32;
 constexpr uint32_t kMaxBlockThreads = 1024, kMaxGroupThreads = 1 << 16;
 constexpr size_t kMaxSharedBytes = 227 << 10;  // of a block on sm_90
 constexpr uint32_t kLastTick = 1u << 31;
-constexpr uint64_t kMaxIdleYields = 1 << 22;  // more than any thread is held back
 
 uint32_t count(const dim3& dim) { return dim.x * dim.y * dim.z; }
 
@@ -55,8 +54,7 @@ void Machine::run(const LaunchConfig& config, const Kernel& kernel) {
   kernel_ = &kernel;
   grid_dim = config.grid;
   block_dim = config.block;
-  random_ = (config.seed + 1) * 0x9E3779B97F4A7C15u | 1;
-  for (int i = 0; i < 8; ++i) random();
+  scheduler_.random = Random(config.seed);
   error_.clear();
   const SignalGuard signals;
   memory.begin_launch(config);
@@ -64,17 +62,20 @@ void Machine::run(const LaunchConfig& config, const Kernel& kernel) {
   const uint32_t num_blocks = count(config.grid), group = group_blocks(config);
   std::vector<uint32_t> starts;
   for (uint32_t block = 0; block < num_blocks; block += group) starts.push_back(block);
-  for (size_t i = starts.size(); i > 1; --i) std::swap(starts[i - 1], starts[random_below(i)]);
+  for (size_t i = starts.size(); i > 1; --i) std::swap(starts[i - 1], starts[scheduler_.random.below(i)]);
   for (const uint32_t start : starts) {
     run_group(start, std::min(group, num_blocks - start));
     if (!error_.empty()) break;
   }
   memory.end_launch();
   retire_ticks();
+  blocks_.clear();
+  clusters_.clear();
   if (!error_.empty()) throw Error(with_source_lines(error_));
 }
 
 void Machine::prepare(uint32_t first_block, uint32_t num_blocks) {
+  retire_ticks();
   const uint32_t block_threads = this->block_threads();
   num_threads_ = unfinished_ = num_blocks * block_threads;
   if (threads_.size() < num_threads_) {
@@ -83,12 +84,8 @@ void Machine::prepare(uint32_t first_block, uint32_t num_blocks) {
   }
   blocks_.assign(num_blocks, {});
   clusters_.assign(num_blocks / config_->cluster, {});
-  ready_.clear();
-  held_.clear();
-  hold_left_ = 0;
-  idle_yields_ = 0;
-
-  retire_ticks();
+  const uint32_t block_warps = (block_threads + kWarp - 1) / kWarp;
+  scheduler_.start(num_blocks * block_warps, block_warps);
   const ClockRef start = ClockRef::filled(num_threads_, first_tick_ - 1);
 
   for (uint32_t b = 0; b < blocks_.size(); ++b) {
@@ -100,7 +97,8 @@ void Machine::prepare(uint32_t first_block, uint32_t num_blocks) {
     block.cluster->blocks.push_back(&block);
     block.first_thread = b * block_threads;
     block.running = block_threads;
-    block.warps.resize((block_threads + kWarp - 1) / kWarp);
+    block.warps.resize(block_warps);
+    for (uint32_t w = 0; w < block_warps; ++w) block.warps[w].number = b * block_warps + w;
     for (uint32_t t = 0; t < block_threads; ++t) {
       Thread& thread = threads_[block.first_thread + t];
       Warp& warp = block.warps[t / kWarp];
@@ -113,22 +111,21 @@ void Machine::prepare(uint32_t first_block, uint32_t num_blocks) {
       thread.clock.known = start;
       thread.clock.tick = first_tick_;
       thread.context.start(stacks_.low(thread.number), stacks_.bytes(thread.number), &Machine::entry);
-      warp.block = &block;
       warp.lane[thread.lane] = &thread;
       warp.lanes |= 1u << thread.lane;
-      ready_.push_back(&thread);
+      scheduler_.add(&thread);
     }
   }
   memory.begin_group(blocks_, num_threads_);
 }
 
-// Ticks go on from group to group, so that what an earlier group left in the shadow of memory is seen to be
-// old.
+// Ends a group. Ticks go on from one to the next: what is left in the shadow of memory is seen to be old.
 void Machine::retire_ticks() {
   uint32_t last_tick = first_tick_;
-  for (Thread& thread : threads_) {
+  for (Thread& thread : std::span(threads_).first(num_threads_)) {
     last_tick = std::max(last_tick, thread.clock.tick);
     thread.clock = {};
+    thread.known_at_arrival = {};
     thread.copies.clear();
   }
   first_tick_ = last_tick + 1;
@@ -139,7 +136,7 @@ void Machine::retire_ticks() {
 
 void Machine::run_group(uint32_t first_block, uint32_t num_blocks) {
   prepare(first_block, num_blocks);
-  current = next();
+  current = scheduler_.next();
   Context::switch_to(host_, current->context);
   current = nullptr;
   if (error_.empty()) memory.end_group();
@@ -156,72 +153,41 @@ void Machine::leave() {
   if (!thread.copies.empty()) fail("it left the kernel before its cp.async copies were waited for");
   thread.done = true;
   if (block.cluster->blocks.size() > 1)
-    block.exit_clock.add(thread.clock.known, thread.number, thread.clock.tick, num_threads_);
+    block.exit_clock.add(thread.clock.known, thread.number, thread.clock.tick);
   if (--block.running == 0) memory.end_block(block);
-  idle_yields_ = 0;
   if (--unfinished_ == 0) abandon();
   run_next();
 }
 
 // ---- who runs next ----------------------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------------------
-
-void Machine::hold_back() {
-  ready_.insert(ready_.end(), held_.begin(), held_.end());
-  held_.clear();
-  hold_left_ = static_cast<int64_t>(random() % (uint64_t{1} << random() % 19));
-  hold_begin_ = hold_end_ = 0;
-  const uint64_t what = random() % 3;
-  if (what == 0) return;
-  const Thread& some = threads_[random_below(num_threads_)];
-  hold_begin_ = what == 1 ? some.block->first_thread : some.number - some.lane;
-  hold_end_ = hold_begin_ + (what == 1 ? block_threads() : kWarp);
-}
-
-Thread* Machine::next() {
-  for (;;) {
-    if (--hold_left_ < 0) hold_back();
-    if (ready_.empty()) {
-      if (held_.empty()) return nullptr;
-      hold_back();
-      hold_end_ = hold_begin_;  // nobody else can run
-    }
-    Thread*& chosen = ready_[random_below(ready_.size())];
-    Thread* const thread = chosen;
-    chosen = ready_.back();
-    ready_.pop_back();
-    if (thread->number - hold_begin_ >= hold_end_ - hold_begin_) return thread;
-    held_.push_back(thread);
-  }
-}
 
 void Machine::run_next() {
-  Thread* const thread = next();
+  Thread* const thread = scheduler_.next();
   if (!thread) fail_deadlock();
   Thread* const previous = std::exchange(current, thread);
   if (thread != previous) Context::switch_to(previous->context, thread->context);
 }
 
-void Machine::yield(bool waits_for_others) {
-  if (!waits_for_others) {
-    idle_yields_ = 0;
-  } else if (++idle_yields_ > kMaxIdleYields) {
-    fail("deadlock: every thread that can run waits in a loop for another one");
-  }
-  ready_.push_back(current);
+void Machine::yield() {
+  scheduler_.add(current);
+  run_next();
+}
+
+void Machine::wait_in_loop() {
+  scheduler_.add_waiting(current);
+  if (scheduler_.stuck()) fail("deadlock: every thread that can run waits in a loop for another one");
   run_next();
 }
 
 void Machine::maybe_yield() {
-  if (random() % 16 == 0) yield();
+  if (scheduler_.random.below(16) == 0) yield();
 }
 
 void Machine::maybe_wait_in_loop() {
-  if (random() % 16 == 0) yield(true);
+  if (scheduler_.random.below(16) == 0) wait_in_loop();
 }
 
 void Machine::park(const char* what, const Where& where) {
-  idle_yields_ = 0;
   current->waits_for = what;
   current->where = where;
   run_next();
@@ -229,15 +195,15 @@ void Machine::park(const char* what, const Where& where) {
 
 void Machine::resume(Thread* thread) {
   thread->waits_for = nullptr;
-  ready_.push_back(thread);
+  scheduler_.add(thread);
 }
 
 void Machine::order(std::span<Thread* const> threads) {
   ClockSum known_sum, fenced_sum;
   for (const Thread* thread : threads) {
     const ThreadClock& clock = thread->clock;
-    known_sum.add(clock.known, thread->number, clock.tick, num_threads_);
-    fenced_sum.add(clock.fenced, thread->number, clock.fenced_tick, num_threads_);
+    known_sum.add(clock.known, thread->number, clock.tick);
+    fenced_sum.add(clock.fenced, thread->number, clock.fenced_tick);
   }
   const ClockRef known = known_sum.take(), fenced = fenced_sum.take();
   for (Thread* thread : threads) {
@@ -248,7 +214,6 @@ void Machine::order(std::span<Thread* const> threads) {
 }
 
 // ---- errors -----------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------
 
 // Leaves the fiber for good. Nothing on a fiber's stack owns anything: neither device code nor the emulator
 // may hold memory there while another fiber can run.

@@ -1,10 +1,8 @@
-// The launch in progress: its blocks, warps and threads, who may run next, and what ends it when a kernel
-// breaks a rule.
+// The launch in progress: its blocks, warps and threads, and what ends it when a kernel breaks a rule.
 //
 // Blocks that may wait for one another (a cluster, or all of a cooperative grid) are a group and run
-// together; groups run one after another. Threads run in random order between synchronisations, and whole
-// warps and blocks are held back for long random stretches: an evenly random order would keep them in step,
-// and nothing would ever be late.
+// together; groups run one after another, in random order, and their accesses are not compared with each
+// other.
 #pragma once
 #include <array>
 #include <cstdarg>
@@ -20,12 +18,11 @@
 #include "simt/exchange.h"
 #include "simt/fiber.h"
 #include "simt/launch.h"
+#include "simt/scheduler.h"
 
 namespace tokenstep::simt {
 
 struct Block;
-struct Warp;
-struct Thread;
 
 // Threads that wait for the rest of their block. Number 0 is that of __syncthreads().
 struct Barrier {
@@ -36,14 +33,12 @@ struct Barrier {
 };
 constexpr uint32_t kBarriers = 16;
 
-// A cluster's barrier has two halves: a thread arrives, may go on, and waits later for the others to have
-// arrived.
+// A cluster's barrier has two halves: a thread arrives, may go on, and later waits until all have arrived.
 struct SplitBarrier {
   uint32_t phase = 0, arrived = 0;
   std::vector<Thread*> waiting;
   ClockSum known, fenced;            // of those that have arrived in this phase
   ClockRef last_known, last_fenced;  // of the phase before
-  ClockJoin learn_known, learn_fenced;
 };
 
 // A warp-wide operation that some of its lanes have reached.
@@ -62,25 +57,30 @@ struct AsyncCopy {
   uint32_t group;              // commits that came before it
 };
 
-struct Thread {
+struct alignas(64) Thread {
+  // What every switch and every access needs, in one line of the cache.
   Context context;
-  uint32_t number = 0;  // in its group
-  uint32_t lane = 0;
-  uint3 index = {};
-  Warp* warp = nullptr;
-  Block* block = nullptr;
   ThreadClock clock;
-  std::vector<AsyncCopy> copies;  // in flight
-  uint32_t copy_groups = 0;       // committed
-  bool done = false;
-  bool arrived_at_cluster = false;
-  uint32_t cluster_phase = 0;       // in which it has arrived
+  Block* block = nullptr;
+  uint32_t number = 0;  // in its group
+
+  uint32_t lane = 0;
+  Warp* warp = nullptr;
+  uint3 index = {};
   const char* waits_for = nullptr;  // null while it runs or may run
   Where where;                      // of its last synchronisation
+  bool done = false;
+  bool arrived_at_cluster = false;
+  uint32_t cluster_phase = 0;  // in which it has arrived
+  ClockRef known_at_arrival;
+  std::vector<AsyncCopy> copies;  // in flight
+  uint32_t copy_groups = 0;       // committed
 };
 
 struct Warp {
-  Block* block = nullptr;
+  uint32_t number = 0;  // in its group
+  uint32_t ready = 0;   // lanes that may run, as a mask
+  size_t place = 0;     // among the warps with such lanes
   Thread* lane[32] = {};
   uint32_t lanes = 0;  // as a mask
   std::vector<Exchange> pending;
@@ -112,15 +112,10 @@ class Machine {
   void run(const LaunchConfig& config, const Kernel& kernel);
 
   // ---- for the synchronisation primitives, called by the current thread ----
-  uint64_t random() {  // xorshift64
-    random_ ^= random_ << 13;
-    random_ ^= random_ >> 7;
-    return random_ ^= random_ << 17;
-  }
-  size_t random_below(size_t n) { return static_cast<size_t>((random() >> 32) * n >> 32); }
-  void yield(bool waits_for_others = false);  // lets others run; true: in a loop that waits for a change
+  void yield();               // lets others run
   void maybe_yield();         // sometimes: where another thread's access might come in between
-  void maybe_wait_in_loop();  // the same at a load that may be polling
+  void wait_in_loop();        // lets others run, of which one must do something before this one can go on
+  void maybe_wait_in_loop();  // sometimes: at a load that may be in such a loop
   void park(const char* what, const Where& where);  // until resume()
   void resume(Thread* thread);
   // What each of `threads` did before is now ordered before what each of them does next.
@@ -138,7 +133,7 @@ class Machine {
   }
   uint32_t first_tick() const { return first_tick_; }
 
-  // Ends the launch with an error that says which kernel, block and thread; never returns. No argument may
+  // Ends the launch with an error that says which kernel, block and thread. Never returns: no argument may
   // own memory.
   [[noreturn, gnu::format(printf, 2, 3)]] void fail(const char* format, ...);
   // The same for the host, when the group has ended.
@@ -151,8 +146,6 @@ class Machine {
   void retire_ticks();
   void leave();
   void run_next();
-  Thread* next();
-  void hold_back();
   [[noreturn]] void abandon();
   [[noreturn]] void fail_deadlock();
   void describe(const Thread& thread);
@@ -169,11 +162,7 @@ class Machine {
   size_t num_threads_ = 0, unfinished_ = 0;
   uint32_t first_tick_ = 1;
 
-  std::vector<Thread*> ready_, held_;
-  uint32_t hold_begin_ = 0, hold_end_ = 0;  // thread numbers held back
-  int64_t hold_left_ = 0;                   // turns until others are held back
-  uint64_t random_ = 1, idle_yields_ = 0;
-
+  Scheduler scheduler_;
   std::string error_;
 };
 

@@ -39,8 +39,7 @@ void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, s
   memcpy(registers, record.registers, sizeof registers);
 }
 
-// In what order and with what rounding hardware adds is not specified; here, products and their sum are those
-// of double.
+// How hardware orders and rounds its sums is not specified; here they are sums in double, rounded once.
 void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bfloat16,
                        std::source_location where) {
   struct Record {

@@ -11,7 +11,7 @@ namespace tokenstep::simt {
 Memory memory;
 
 namespace {
-constexpr size_t kAlignment = 1024, kGap = 4096;  // between the shared memories of two blocks
+constexpr size_t kAlignment = 1024;  // of shared memory
 constexpr size_t kPageBytes = 4096, kCachedPages = 4096;
 constexpr char kUnwritten = static_cast<char>(0xff), kLeft = static_cast<char>(0xee);  // NaN and -1; neither
 
@@ -52,7 +52,6 @@ void for_each_word(uintptr_t address, size_t bytes, F f) {
 }  // namespace
 
 // ---- the life of a launch ---------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------
 
 void Memory::begin_launch(const LaunchConfig& config) {
   shared_bytes_ = config.shared_bytes;
@@ -65,7 +64,7 @@ void Memory::begin_launch(const LaunchConfig& config) {
 void Memory::begin_group(std::vector<Block>& blocks, size_t num_threads) {
   blocks_ = &blocks;
   published_.clear();
-  shared_size_ = blocks.size() * shared_stride_;
+  shared_size_ = blocks.size() * shared_stride_ + kGap;  // and after the last
   if (shared_capacity_ < shared_size_) {
     shared_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, shared_size_)));
     if (!shared_) throw std::bad_alloc();
@@ -110,7 +109,6 @@ void Memory::forget() {
 }
 
 // ---- accesses ---------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------
 
 void Memory::access(const void* pointer, size_t bytes, Access access, uint32_t code) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
@@ -125,21 +123,23 @@ void Memory::access(const void* pointer, size_t bytes, Access access, uint32_t c
   }
 }
 
-void Memory::expect_aligned(const void* pointer, size_t alignment, uint32_t code) {
-  if (reinterpret_cast<uintptr_t>(pointer) % alignment)
-    machine.fail("misaligned access to %s, %zu bytes at %s",
-                 describe(reinterpret_cast<uintptr_t>(pointer)).chars, alignment, code_tag(code).chars);
-}
-
 void Memory::check_shared_range(uintptr_t address, size_t bytes, Access access, uint32_t code) {
-  const size_t number = (address - shared_begin()) / shared_stride_;
-  Block& block = (*blocks_)[number];
-  const uintptr_t offset = (address - shared_begin()) % shared_stride_;
   const Thread& me = *machine.current;
-  if (offset + bytes > shared_bytes_)
-    machine.fail("%s out of bounds: bytes %zu to %zu of %zu bytes of shared memory, at %s", name_of(access),
-                 offset, offset + bytes - 1, shared_bytes_, code_tag(code).chars);
-  if (&block == me.block) return;
+  const auto offset_in = [&](const Block& b) {
+    return static_cast<ptrdiff_t>(address - reinterpret_cast<uintptr_t>(shared(b)));
+  };
+  const auto fits = [&](ptrdiff_t offset) {
+    return offset >= 0 && offset + static_cast<ptrdiff_t>(bytes) <= static_cast<ptrdiff_t>(shared_bytes_);
+  };
+  const ptrdiff_t own = offset_in(*me.block);
+  if (fits(own)) return;
+  Block& block = (*blocks_)[std::min((address - shared_begin()) / shared_stride_, blocks_->size() - 1)];
+  if (!fits(offset_in(block))) {
+    const bool is_near = own >= -static_cast<ptrdiff_t>(kGap) && own < static_cast<ptrdiff_t>(shared_stride_);
+    machine.fail("%s out of bounds: %zu bytes at byte %td of %zu bytes of shared memory, at %s",
+                 name_of(access), bytes, is_near ? own : offset_in(block), shared_bytes_,
+                 code_tag(code).chars);
+  }
   const char* why = block.cluster != me.block->cluster ? "is not in its cluster"
                     : block.running == 0               ? "has left"
                     : !me.clock.knows(block.first_thread, machine.first_tick())
@@ -240,7 +240,7 @@ char* Memory::peer(const void* pointer, uint32_t rank) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   const Block& mine = *machine.current->block;
   const uintptr_t offset = address - reinterpret_cast<uintptr_t>(shared(mine));
-  if (offset >= shared_stride_)
+  if (offset >= shared_bytes_)
     machine.fail("a peer's address is asked for a pointer that is not to own shared memory");
   if (rank >= mine.cluster->blocks.size())
     machine.fail("a peer's address is asked for rank %u of a cluster of %zu blocks", rank,
@@ -254,11 +254,15 @@ ClockRef* Memory::find_published(const void* address) {
 }
 
 // ---- messages ---------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------
 
 Text Memory::describe(uintptr_t address) const {
   if (!is_shared(address)) return {"global memory at 0x%zx", static_cast<size_t>(address)};
-  return {"shared memory at byte %zu", static_cast<size_t>((address - shared_begin()) % shared_stride_)};
+  return {"shared memory at byte %zu", (address - shared_begin()) % shared_stride_ - kGap};
+}
+
+void Memory::fail_misaligned(const void* address, size_t alignment, uint32_t code) {
+  machine.fail("misaligned access to %s, %zu bytes at %s",
+               describe(reinterpret_cast<uintptr_t>(address)).chars, alignment, code_tag(code).chars);
 }
 
 void Memory::fail_race(const Stamp& before, Access access, uint32_t code, uintptr_t address) {

@@ -1,17 +1,14 @@
 // The memory that kernels see, and its shadow. Kernels are compiled with the instrumentation of
-// -fsanitize=thread, which calls the emulator (instrument.cpp) at every load and store, so that plain C++
-// pointers are checked:
+// -fsanitize=thread, which calls the emulator (instrument.cpp) at every load and store: plain C++ pointers
+// are checked, and kernels need no accessors. Errors are
 //
-//   shared memory   reads of bytes that nobody wrote, accesses past its end, to a block outside of the
-//   cluster, to one
-//                   that may not have started or may have left; races between any two threads of the cluster
-//   global memory   accesses outside of the launch's buffers, writes to read-only ones; races between any two
-//   threads
-//                   of a group, fences and atomics taken into account; non-coherent loads of what the launch
-//                   wrote
-//   both            misaligned accesses; touching bytes that a cp.async has not delivered yet
+// - in shared memory: reads of bytes that nobody wrote; accesses out of bounds, to a block outside of the
+//   cluster, to one that may not have started or may have left; races between threads of the cluster;
+// - in global memory: accesses outside of the launch's buffers, writes to read-only ones; non-coherent loads
+//   of what the launch wrote; races between threads of a group, with fences and atomics taken into account;
+// - in both: misaligned accesses; touching bytes that a cp.async has not delivered yet.
 //
-// Accesses of blocks that don't run together (see machine.h) are not compared with each other.
+// What the compiler leaves as a call of memcpy() or memset() is not seen.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -60,13 +57,14 @@ class Memory {
   void end_group();
   void forget();
 
-  char* shared(const Block& block) const { return shared_.get() + block.number * shared_stride_; }
+  char* shared(const Block& block) const { return shared_.get() + kGap + block.number * shared_stride_; }
   bool is_shared(uintptr_t address) const { return address - shared_begin() < shared_size_; }
 
-  // The current thread is about to access memory; ends the launch if it must not. `code` is where in the
-  // program.
+  // The current thread is about to access memory, at `code` in the program; ends the launch if it must not.
   void access(const void* address, size_t bytes, Access access, uint32_t code);
-  void expect_aligned(const void* address, size_t alignment, uint32_t code);
+  void expect_aligned(const void* address, size_t alignment, uint32_t code) {
+    if (reinterpret_cast<uintptr_t>(address) & (alignment - 1)) fail_misaligned(address, alignment, code);
+  }
   // A cp.async of the current thread has been waited for: the bytes are there.
   void deliver(const void* address, size_t bytes, uint32_t code);
   // The shared memory that holds `address`, of the block with another rank in the cluster.
@@ -77,6 +75,7 @@ class Memory {
   ClockRef* find_published(const void* address);
 
  private:
+  static constexpr size_t kGap = 4096;  // around each block's shared memory
   struct Page {
     Word words[1024];
   };
@@ -88,6 +87,7 @@ class Memory {
   void touch(Word& word, uint8_t bytes, Access access, uint32_t code, uintptr_t address);
   void record(Word& word, const Stamp& stamp);
   Text describe(uintptr_t address) const;
+  [[noreturn]] void fail_misaligned(const void* address, size_t alignment, uint32_t code);
   [[noreturn]] void fail_race(const Stamp& before, Access access, uint32_t code, uintptr_t address);
 
   struct Free {

@@ -22,7 +22,6 @@ void load_noncoherent(const void* from, void* to, size_t bytes) {
 }
 
 // ---- cp.async: what it copies arrives only when it is waited for, so that a missing wait shows ------------
-// -----------------------------
 
 void copy_async(void* to, const void* from, size_t bytes, size_t from_bytes) {
   const uint32_t code = code_offset(__builtin_return_address(0));

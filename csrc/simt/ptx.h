@@ -28,7 +28,6 @@ inline void sync_warps(uint32_t barrier, uint32_t threads, SimtWhere where = Sim
 }
 
 // ---- clusters ---------------------------------------------------------------------------------------------
-// ---------------------------------------------------------------------------------------------------------------
 inline uint32_t cluster_rank() { return simt::cluster_rank(); }
 inline uint32_t cluster_size() { return simt::cluster_size(); }
 inline void cluster_arrive(SimtWhere where = SimtWhere::current()) { simt::arrive_at_cluster(where); }
@@ -45,7 +44,6 @@ T* map_to_peer(T* pointer, uint32_t rank) {
 inline uint32_t load_from_peer(const uint32_t* pointer, uint32_t rank) { return *map_to_peer(pointer, rank); }
 
 // ---- global memory ----------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------------
 inline uint32_t load_acquire(const uint32_t* address) { return simt::load_acquire(address); }
 inline void store_release(uint32_t* address, uint32_t value) { simt::store_release(address, value); }
 inline void spin_pause() { simt::pause(); }
@@ -58,7 +56,6 @@ inline uint4 load_once(const void* address) { return *static_cast<const uint4*>(
 inline void prefetch_l2(const void*) {}
 
 // ---- cp.async ---------------------------------------------------------------------------------------------
-// ---------------------------------------------------------------------------------------------------------------------
 inline void copy_async_16(void* shared, const void* global, bool valid = true) {
   simt::copy_async(shared, global, 16, valid ? 16 : 0);
 }
@@ -69,7 +66,6 @@ void copy_async_wait() {
 }
 
 // ---- tensor cores -----------------------------------------------------------------------------------------
-// ---------------------------------------------------------------------------------------------------------------
 inline void load_matrix_x4(uint32_t (&registers)[4], const void* row,
                            SimtWhere where = SimtWhere::current()) {
   simt::load_matrices(registers, row, false, where);
@@ -86,7 +82,6 @@ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
 }
 
 // ---- arithmetic -------------------------------------------------------------------------------------------
-// -----------------------------------------------------------------------------------------------------------------
 inline float max_nan(float a, float b) {
   if (a != a || b != b) return __uint_as_float(0x7fffffff);
   if (a == b) return a == 0.0f ? __uint_as_float(__float_as_uint(a) & __float_as_uint(b)) : a;

@@ -1,5 +1,5 @@
-// Faults of the processor (a wild pointer, a stack overflow, a division by zero) while a kernel runs become
-// errors too.
+// A fault of the processor in a kernel (a wild pointer, a stack overflow, a division by zero) is an error
+// too.
 #pragma once
 #include <csignal>
 #include <memory>

@@ -46,7 +46,6 @@ inline void __syncwarp(unsigned mask = ~0u, SimtWhere where = SimtWhere::current
 }
 
 // ---- shuffles: within segments of `width` lanes -----------------------------------------------------------
-// ---------------------------------------------------------------------
 #define TOKENSTEP_SIMT_SHUFFLE(name, kind, Argument)                                                    \
   template <tokenstep::simt::Shuffled T>                                                                \
   T name(unsigned mask, T value, Argument argument, int width = 32,                                     \
@@ -62,7 +61,6 @@ TOKENSTEP_SIMT_SHUFFLE(__shfl_xor_sync, kXor, int)
 #undef TOKENSTEP_SIMT_SHUFFLE
 
 // ---- votes ------------------------------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------------------------
 inline unsigned __ballot_sync(unsigned mask, int predicate, SimtWhere where = SimtWhere::current()) {
   return tokenstep::simt::ballot("__ballot_sync()", mask, predicate != 0, where);
 }
@@ -79,7 +77,6 @@ unsigned __match_any_sync(unsigned mask, T value, SimtWhere where = SimtWhere::c
 }
 
 // ---- reductions: sm_80 and later --------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------
 #define TOKENSTEP_SIMT_REDUCE(name, T, kind)                                              \
   inline T name(unsigned mask, T value, SimtWhere where = SimtWhere::current()) {         \
     return static_cast<T>(tokenstep::simt::reduce(tokenstep::simt::Reduction::kind, mask, \

@@ -22,7 +22,7 @@ Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 class LLM:
     """A language model to complete prompts with.
 
-    Safe to use from several threads: they share the batch. The number of threads that compute is torch's.
+    Safe to use from several threads: they share the batch. It computes on as many threads as torch does.
 
     Args:
         model: "smollm2", a .gguf file, or a folder with config.json and safetensors.
@@ -55,7 +55,6 @@ class LLM:
         progress: bool = True,
     ) -> None:
         config = EngineConfig(max_batch=max_batch, kv_tokens=kv_tokens)
-        _native.cpu.set_num_threads(torch.get_num_threads())
         place = choose_device(device)
         loaded = load(model, device=place, dtype=dtype, progress=progress)
         self.name = loaded.name

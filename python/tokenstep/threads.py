@@ -12,8 +12,8 @@ __all__ = ["get_num_threads", "set_num_threads"]
 def get_num_threads() -> int:
     """The number of threads that one op may use on the CPU; results do not depend on it.
 
-    At first the environment's ``TOKENSTEP_NUM_THREADS`` or ``OMP_NUM_THREADS``, else the number of CPUs that
-    this process may run on.
+    What was set; else the environment's ``TOKENSTEP_NUM_THREADS`` or ``OMP_NUM_THREADS``; else, with torch in
+    the process, torch's number; else the number of CPUs that this process may run on.
     """
     count: int = _native.cpu.num_threads()
     return count

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from byte_tokenizer import BEGIN, ByteTokenizer
 
+from tokenstep.completions.schema import Completion, CompletionRequest
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
 from tokenstep.models import ForwardBatch, KVCache, ModelConfig, RopeConfig
 
 CONTEXT = 64
+GREEDY: dict[str, Any] = {"prompt": [BEGIN], "temperature": 0, "max_tokens": 12}
 CONFIDENCE = 8.0  # the logit of the scripted token; the others follow a fixed pattern from -1 to 1
 
 
@@ -78,15 +81,38 @@ class ScriptedModel:
 
 
 def make_service(
-    model: ScriptedModel, *, strips_first_space: bool = False, **sizes: int
+    model: ScriptedModel,
+    *,
+    strips_first_space: bool = False,
+    default_seed: int | None = None,
+    **sizes: int,
 ) -> CompletionService:
     """A service over `model` with the byte tokenizer."""
     tokenizer = ByteTokenizer(strips_first_space)
     engine = Engine(model, tokenizer.vocab_size, EngineConfig(**{"max_batch": 8, "kv_tokens": 512, **sizes}))
-    return CompletionService(engine, tokenizer, model_name="scripted", system_fingerprint="fingerprint")
+    return CompletionService(
+        engine,
+        tokenizer,
+        model_name="scripted",
+        system_fingerprint="fingerprint",
+        default_seed=default_seed,
+    )
 
 
 def recite(text: str | bytes | Sequence[int], prompt_length: int = 1) -> ScriptedModel:
     """A model that writes `text` after a prompt of `prompt_length` tokens, then begin tokens."""
     tokens = list(text.encode()) if isinstance(text, str) else list(text)
     return ScriptedModel([BEGIN] * (prompt_length - 1) + tokens)
+
+
+def complete(service: CompletionService, **fields: Any) -> Completion:
+    return service.complete(CompletionRequest.parse({**GREEDY, **fields}))
+
+
+def is_idle(service: CompletionService) -> bool:
+    engine = service.engine
+    return (
+        not engine.has_work
+        and engine.blocks.num_free == engine.blocks.num_blocks
+        and len(engine._free_slots) == engine.config.max_batch
+    )

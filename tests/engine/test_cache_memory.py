@@ -9,7 +9,8 @@ import pytest
 import torch
 from history_model import CONFIG
 
-from tokenstep.engine.config import default_kv_tokens
+from tokenstep.engine import config
+from tokenstep.engine.config import cache_memory, default_kv_tokens
 from tokenstep.models import KVCache
 
 STATUS = Path("/proc/self/statm")
@@ -40,3 +41,28 @@ def test_the_default_is_a_full_context_each_as_far_as_memory_goes(
     max_batch: int, memory: int, tokens: int
 ) -> None:
     assert default_kv_tokens(max_batch, CONFIG, torch.float32, memory) == tokens
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (["1073741824"], 1 << 28),
+        (["max"], None),
+        ([], None),
+        (["max", "536870912"], 1 << 27),
+        (["words"], None),
+    ],
+)
+def test_a_control_groups_limit_counts_as_the_machines_memory(
+    limits: list[str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / str(index) for index in range(len(limits))]
+    for file, limit in zip(files, limits, strict=True):
+        file.write_text(limit + "\n")
+    monkeypatch.setattr(config, "CGROUP_LIMITS", [*files, tmp_path / "absent"])
+    memory = cache_memory(torch.device("cpu"))
+    if expected is None:
+        assert memory > 1 << 28
+    else:
+        assert memory == expected
+    assert memory <= 2 << 30

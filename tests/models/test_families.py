@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_a_gguf_file_gives_the_logits_of_transformers(
 ) -> None:
     name, loaded = from_gguf
     assert_same_logits(loaded, name, size)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama-yarn", "qwen2", "qwen3", "gemma2"])
+def test_narrow_dtypes_stay_as_near_to_float32_as_in_transformers(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    narrow = copy.deepcopy(build(name)).to(getattr(torch, dtype))
+    ours = in_pieces(load(save_folder(build(name), tmp_path / name), dtype=dtype).model, sequences(), 61)
+    with torch.inference_mode():
+        theirs = [narrow(torch.tensor([tokens])).logits[0] for tokens in sequences()]
+
+    def error(logits: list[torch.Tensor]) -> float:
+        exact = torch.cat(expected(name))
+        return (torch.cat(logits).float() - exact).square().mean().sqrt().item()
+
+    assert ours[0].dtype == getattr(torch, dtype)
+    assert error(ours) <= error(theirs)
 
 
 def test_the_cases_exercise_what_they_are_named_for() -> None:

@@ -133,6 +133,22 @@ def test_a_tensor_is_decoded_alike_in_one_piece_and_in_many(rows: int) -> None:
     assert np.array_equal(target.numpy(), quants.dequantize(raw, kind))
 
 
+def test_no_more_than_a_few_rows_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def record(raw: np.ndarray, kind: GGMLQuantizationType) -> torch.Tensor:
+        sizes.append(raw.size)
+        return torch.zeros(raw.size)
+
+    monkeypatch.setattr("tokenstep.models.dequantize.dequantize", record)
+    for rows, columns in ((100_000, 64), (3, 2 * CHUNK)):
+        raw = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (rows, columns), (0, 0))
+        dequantize_into(raw, GGMLQuantizationType.I8, torch.zeros(1).expand(rows, columns).clone())
+    assert sum(sizes) == 100_000 * 64 + 3 * 2 * CHUNK
+    assert max(sizes) == 2 * CHUNK
+    assert sorted(sizes)[-4] <= CHUNK
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "BF16"])
 def test_a_quantised_file_gives_the_logits_of_its_dequantised_weights(tmp_path: Path, kind: str) -> None:
     original = build("llama-biases")

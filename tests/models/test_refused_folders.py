@@ -172,7 +172,7 @@ VALUES = st.one_of(
 
 
 @pytest.mark.parametrize("name", ["llama-yarn", "qwen2-window", "gemma2", "mistral-window"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_values_of_any_fields_are_loaded_or_refused(
     save: Callable[[str], Path], name: str, data: st.DataObject

@@ -15,7 +15,7 @@ from tokenstep.models import ModelFileError, UnsupportedConfig, load
 NAN, INFINITY = float("nan"), float("inf")
 UNSUPPORTED: list[tuple[str, str, Any, str]] = [
     ("general.architecture", "add_string", "mamba", r"= 'mamba', expected one of 'llama', 'qwen2', 'qwen3'"),
-    ("split.count", "add_uint16", 4, r"= 4, expected it absent \(one file; llama-gguf-split --merge"),
+    ("split.count", "add_uint16", 4, r"= 4, expected 1 \(llama-gguf-split --merge"),
     ("llama.expert_count", "add_uint32", 8, r"= 8, expected it absent \(a model without experts"),
     ("llama.attention.causal", "add_bool", False, r"= False, expected true"),
     ("llama.attention.scale", "add_float32", 0.5, r"= 0\.5, expected it absent"),
@@ -80,6 +80,10 @@ def test_the_key_and_its_value_are_named(
         load(path)
 
 
+def test_a_split_model_of_one_part_is_whole(tmp_path: Path) -> None:
+    assert load(with_key(tmp_path / "tiny.gguf", "split.count", "add_uint16", 1)).config.num_layers == 3
+
+
 def test_a_token_may_not_be_twice_in_the_vocabulary(tmp_path: Path) -> None:
     def edit(writer: GGUFWriter) -> None:
         tokens = writer.kv_data[0].pop("tokenizer.ggml.tokens").value
@@ -98,7 +102,11 @@ def test_a_sentencepiece_vocabulary_without_scores_is_refused(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("factors", "message"),
-    [([1.0] * 4, "has 4 values, expected 8"), ([1.0] * 7 + [0.0], "has 8 values, expected 8, all > 0")],
+    [
+        ([1.0] * 4, "has 4 values, expected 8"),
+        ([1.0] * 7 + [0.0], "has 8 values, expected 8, all > 0"),
+        ([1.0] * 7 + [NAN], "has 8 values, expected 8, all > 0"),
+    ],
 )
 def test_frequency_factors_of_the_wrong_number_or_sign_are_refused(
     tmp_path: Path, factors: list[float], message: str
@@ -114,6 +122,7 @@ def test_frequency_factors_of_the_wrong_number_or_sign_are_refused(
 def test_frequency_factors_beside_another_scaling_are_refused(tmp_path: Path) -> None:
     def edit(writer: GGUFWriter) -> None:
         writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_float32("llama.rope.scaling.factor", 2.0)
         writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32))
 
     path = write_gguf(build("llama"), tmp_path / "tiny.gguf", metadata=edit)

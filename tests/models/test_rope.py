@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tiny_models import LINEAR, LLAMA3, SIZES, YARN
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tokenstep.models.base_config import hf_rope
+from tokenstep.models.base_config import gguf_rope, hf_rope
 from tokenstep.models.fields import Fields
 from tokenstep.models.rope import build_rope
 
@@ -59,3 +60,28 @@ def test_older_configs_say_the_same_in_other_fields() -> None:
     assert rope(rope_theta=500.0, rope_scaling=scaling) == rope(rope_parameters=YARN)
     outside = {name: value for name, value in YARN.items() if name != "original_max_position_embeddings"}
     assert rope(rope_parameters=outside, original_max_position_embeddings=32) == rope(rope_parameters=YARN)
+
+
+def test_gguf_files_may_scale_the_attention_factor_of_yarn() -> None:
+    def factor(**keys: float) -> float:
+        scaling = {"type": "yarn", "factor": 4.0, "original_context_length": 32, **keys}
+        values = {f"llama.rope.scaling.{name}": value for name, value in scaling.items()}
+        return gguf_rope(Fields(values, "", prefix="llama"), 256, 16, ()).attention_factor
+
+    implied = 0.1 * math.log(4.0) + 1.0
+    assert factor() == implied
+    assert factor(attn_factor=1.5) == 1.5 * implied
+    assert factor(yarn_attn_factor=1.5) == 1.5
+    assert factor(yarn_attn_factor=1.5, attn_factor=2.0) == 3.0
+
+
+def test_gguf_files_may_leave_out_the_kind_of_scaling() -> None:
+    def rope(**values: Any) -> Any:
+        keys = {f"llama.rope.{name.replace('__', '.')}": value for name, value in values.items()}
+        return gguf_rope(Fields(keys, "", prefix="llama"), 256, 16, ())
+
+    linear = rope(scaling__type="linear", scaling__factor=4.0)
+    assert (linear.kind, linear.factor) == ("linear", 4.0)
+    assert rope(scaling__factor=4.0) == rope(scale_linear=4.0) == linear
+    assert rope(scaling__type="none", scaling__factor=4.0) == rope(scale_linear=1.0) == rope()
+    assert rope().kind == "default"

@@ -68,6 +68,7 @@ CASES = {
     "llama-linear": Case("Llama", {"rope_parameters": LINEAR}),
     "llama-llama3": Case("Llama", {"rope_parameters": LLAMA3}),
     "llama-yarn": Case("Llama", {"rope_parameters": YARN}),
+    "llama-yarn-attention": Case("Llama", {"rope_parameters": {**YARN, "attention_factor": 1.5}}),
     "llama-yarn-mscale": Case(
         "Llama", {"rope_parameters": {**YARN, "mscale": 1.5, "mscale_all_dim": 0.8, "truncate": False}}
     ),
@@ -222,8 +223,9 @@ def _add_rope(writer: GGUFWriter, rope: Mapping[str, Any], head_dim: int) -> Non
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        if "beta_fast" in rope:
-            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        if "attention_factor" in rope:
+            writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
     elif rope["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, head_dim))
 

@@ -23,7 +23,8 @@ struct KernelPair {
 
 std::vector<KernelPair> kernel_pairs() {
 #define TOKENSTEP_PAIR(kernel) #kernel, cuda::kernel<false>, cuda::kernel<true>
-  const simt::LaunchConfig block = {.block = {64}, .shared_bytes = 64 * 4};    // an int a thread
+  const simt::LaunchConfig block = {.block = {64}, .shared_bytes = 64 * 4};  // an int a thread
+  const simt::LaunchConfig uneven = {.block = {64}, .shared_bytes = 80 * 4 + 8};
   const simt::LaunchConfig copies = {.block = {64}, .shared_bytes = 64 * 32};  // two cp.async a thread
   const simt::LaunchConfig clusters = {.grid = {4}, .block = {64}, .shared_bytes = 64 * 4, .cluster = 2};
   const simt::LaunchConfig grid = {.grid = {3}, .block = {64}, .cooperative = true};
@@ -35,6 +36,8 @@ std::vector<KernelPair> kernel_pairs() {
       {TOKENSTEP_PAIR(shuffle_is_no_barrier), block},
       {TOKENSTEP_PAIR(race_between_halves_of_a_warp), block},
       {TOKENSTEP_PAIR(shared_out_of_bounds), block},
+      {TOKENSTEP_PAIR(shared_below_its_start), block},
+      {TOKENSTEP_PAIR(shared_across_its_end), uneven},
       {TOKENSTEP_PAIR(shared_memory_that_nobody_wrote), block},
       {TOKENSTEP_PAIR(misaligned), copies},
       {TOKENSTEP_PAIR(divergent_barrier), block},

@@ -1,5 +1,4 @@
-// Kernels in pairs: right, and with one fault planted (kFault). What the fault is stands beside `if
-// (!kFault)`.
+// Kernels in pairs: right, and with one fault planted (kFault).
 #pragma once
 #include "cuda/warp.cuh"
 
@@ -20,7 +19,6 @@ __device__ __forceinline__ int global_thread() { return static_cast<int>(blockId
 __device__ __forceinline__ int neighbour() { return (thread() + 1) % threads(); }
 
 // ---- shared memory of one block ---------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void missing_barrier(Buffers b) {
   shared_ints()[thread()] = b.in[thread()];
@@ -81,6 +79,21 @@ __global__ void shared_out_of_bounds(Buffers b) {
 }
 
 template <bool kFault>
+__global__ void shared_below_its_start(Buffers b) {
+  shared_ints()[thread() - kFault] = 1;
+  b.out[thread()] = shared_ints()[thread() - kFault];
+}
+
+template <bool kFault>
+__global__ void shared_across_its_end(Buffers b) {
+  int* words = shared_ints();
+  for (int i = thread(); i < 82; i += threads()) words[i] = 1;
+  __syncthreads();
+  const int4 last = *reinterpret_cast<const int4*>(words + (kFault ? 80 : 76));
+  b.out[thread()] = last.x + last.y + last.z + last.w;
+}
+
+template <bool kFault>
 __global__ void shared_memory_that_nobody_wrote(Buffers b) {
   if (kFault ? thread() > 0 : thread() >= 0) shared_ints()[thread()] = 1;
   __syncthreads();
@@ -96,7 +109,6 @@ __global__ void misaligned(Buffers b) {
 }
 
 // ---- barriers and warp-wide operations --------------------------------------------------------------------
-// --------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void divergent_barrier(Buffers b) {
   if (kFault && thread() % 64 < 32) {
@@ -140,7 +152,6 @@ __global__ void mask_without_the_caller(Buffers b) {
 }
 
 // ---- cp.async ---------------------------------------------------------------------------------------------
-// --------------------------------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void missing_copy_wait(Buffers b) {
   int* mine = shared_ints() + 4 * thread();
@@ -181,7 +192,6 @@ __global__ void copies_in_flight_at_the_end(Buffers b) {
 }
 
 // ---- clusters ---------------------------------------------------------------------------------------------
-// ---------------------------------------------------------------------------------------------------------------
 template <bool kFault, int kMissing>
 __device__ __forceinline__ void read_peer(Buffers b) {
   shared_ints()[thread()] = static_cast<int>(blockIdx.x);
@@ -233,8 +243,7 @@ __global__ void cluster_arrival_without_wait(Buffers b) {
 }
 
 // ---- between the blocks of a grid: cooperative launches ---------------------------------------------------
-// ------------------------------------------------------------------------ Block 0 writes, sets a flag, and
-// the others read what it wrote.
+// Block 0 writes, sets a flag, and the others read what it wrote.
 template <bool kRelease, bool kAcquire>
 __device__ __forceinline__ void pass_a_message(Buffers b) {
   if (blockIdx.x == 0) {
@@ -295,7 +304,6 @@ __global__ void race_on_global_memory(Buffers b) {
 }
 
 // ---- global memory ----------------------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void global_out_of_bounds(Buffers b) {
   b.out[thread()] = b.in[kFault ? kBufferInts - thread() : thread()];
@@ -323,7 +331,6 @@ __global__ void null_pointer(Buffers b) {
 }
 
 // ---- faults of a single thread ----------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void division_by_zero(Buffers b) {
   b.out[thread()] = 100 / (kFault ? b.in[thread()] : b.in[thread()] + 1);

@@ -1,13 +1,11 @@
-// Right kernels, one for each thing that the emulator does; tests/simt/test_kernels.py knows what each must
-// give.
+// Right kernels, one for each thing that the emulator does; test_kernels.py knows what each must give.
 #pragma once
 #include "cuda/warp.cuh"
 
 namespace tokenstep::cuda {
 
 // ---- order of threads -------------------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------------- The threads
-// of the grid in the order in which they come by.
+// The threads of the grid in the order in which they come by.
 __global__ void order_of_arrival(int* out, unsigned* tickets) {
   const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   out[atomicAdd(tickets, 1u)] = thread;
@@ -23,9 +21,8 @@ __global__ void positions(int* out) {
 }
 
 // ---- warps ------------------------------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------------------------------
-// Row by row, what each lane gets from x of its warp; lanes below `split` and the others in masks of their
-// own.
+// Row by row, what each lane gets from x of its warp; lanes below `split`, and the others, have their own
+// mask.
 constexpr int kIntrinsics = 16;
 __global__ void intrinsics(const int* x, int* out, int split, int width, int argument) {
   const int thread = static_cast<int>(threadIdx.x), lane = lane_id();
@@ -63,8 +60,7 @@ __global__ void block_votes(const int* x, int* out) {
 }
 
 // ---- shared memory ----------------------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------------------------
-// Inclusive prefix sums over a block, by words of kBytes: threads share the words of a bank.
+// Inclusive prefix sums over a block, in elements of which several may share a word.
 template <class T>
 __global__ void prefix_sums(const T* x, T* out) {
   T* values = reinterpret_cast<T*>(shared_memory());
@@ -142,8 +138,7 @@ __global__ void producer_and_consumer(const int* x, int* out, int rounds) {
 }
 
 // ---- cp.async ---------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------------
-// Each thread sums its 16-byte chunks of x through a ring of three stages of its own; chunks past the end are
+// Each thread sums its 16-byte chunks of x through its own ring of three stages; past the end there are
 // zeros.
 __global__ void ring_sum(const int* x, int* out, int chunks) {
   constexpr int kStages = 3;
@@ -167,9 +162,7 @@ __global__ void ring_sum(const int* x, int* out, int chunks) {
 }
 
 // ---- clusters ---------------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------------
-// Each block adds up what the blocks of its cluster hold, in rounds; the barrier's halves have work between
-// them.
+// In rounds, each block adds up what its cluster holds; between the barrier's halves there is work.
 __global__ void cluster_sum(const int* x, int* out, int rounds) {
   int* held = reinterpret_cast<int*>(shared_memory());
   int value = x[blockIdx.x * blockDim.x + threadIdx.x];
@@ -187,8 +180,7 @@ __global__ void cluster_sum(const int* x, int* out, int rounds) {
 }
 
 // ---- the blocks of a grid ---------------------------------------------------------------------------------
-// --------------------------------------------------------------------------------------------------- A
-// barrier of the grid: what blocks that run together use where there are no clusters.
+// A barrier of the grid: what blocks that run together use where there are no clusters.
 struct GridBarrier {
   unsigned count, generation;
 };
@@ -240,7 +232,6 @@ __global__ void last_block_adds_up(const int* x, int* partial, unsigned* finishe
 }
 
 // ---- tensor cores -----------------------------------------------------------------------------------------
-// -------------------------------------------------------------------------------------------------------------
 // One warp: c[16, 8] = a[16, 16] b, b as its transpose [8, 16], or as [16, 8] through the transposing load.
 template <class Half, bool kTransposed>
 __global__ void matmul(const uint4* a, const uint4* b, float* c) {
@@ -264,7 +255,6 @@ __global__ void matmul(const uint4* a, const uint4* b, float* c) {
 }
 
 // ---- 16-bit floats ----------------------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------------------------------
 __device__ __forceinline__ float widen(__half h) { return __half2float(h); }
 __device__ __forceinline__ float widen(__nv_bfloat16 h) { return __bfloat162float(h); }
 template <class Half>

@@ -5,17 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
+from real_model import GERMANY, only
 
 import tokenstep as ts
-from tokenstep.completions.schema import Completion, CompletionChoice
-from tokenstep.models import ForwardBatch, KVCache
-
-GERMANY = "The capital of Germany is"
-FLOWERS = "Emoji: 😀 😃 😄 😁"  # is followed by emoji, each of two or three tokens
+from tokenstep.completions.schema import CompletionChoice
 
 
 @pytest.fixture(scope="session")
@@ -32,33 +26,3 @@ def greedy(llm: ts.LLM) -> CompletionChoice:
     return only(
         llm.complete(GERMANY, max_tokens=12, temperature=0, logprobs=20, echo=True, return_token_ids=True)
     )
-
-
-def only(completion: Completion) -> CompletionChoice:
-    (choice,) = completion.choices
-    return choice
-
-
-def texts(completion: Completion) -> list[str]:
-    return [choice.text for choice in completion.choices]
-
-
-def is_idle(llm: ts.LLM) -> bool:
-    """Whether no block of the cache and no row of the batch is held."""
-    engine = llm.service.engine
-    return engine.blocks.num_free == engine.blocks.num_blocks and not engine.has_work
-
-
-def forward_logits(llm: ts.LLM, ids: list[int]) -> npt.NDArray[np.float64]:
-    """Logits [len(ids), V] of one pass over `ids`, with a cache of its own."""
-    model = llm.service.engine.runner.model
-    cache = KVCache.allocate(model.config, 1, len(ids), model.dtype)
-    batch = ForwardBatch(
-        tokens=torch.tensor(ids),
-        block_table=torch.zeros((1, 1), dtype=torch.int32),
-        seq_lens=torch.tensor([len(ids)], dtype=torch.int32),
-        query_start=torch.tensor([0, len(ids)], dtype=torch.int32),
-        max_query_len=len(ids),
-    )
-    logits: npt.NDArray[np.float64] = model.logits(model.forward(batch, cache)).double().numpy()
-    return logits

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_model import FLOWERS, GERMANY, only
 
 import tokenstep as ts
-from conftest import FLOWERS, GERMANY, only
 from tokenstep.cli.main import main
 from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest
 

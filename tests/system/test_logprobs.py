@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from real_model import FLOWERS, GERMANY, forward_logits, only
 
 import tokenstep as ts
-from conftest import FLOWERS, GERMANY, forward_logits, only
 from tokenstep.completions.schema import CompletionChoice, Logprobs
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from real_model import GERMANY, forward_logits, only, texts
 
 import tokenstep as ts
-from conftest import GERMANY, forward_logits, only, texts
 from tokenstep.completions.schema import CompletionChoice
 
 LOOP = "one two one two one two one two one two"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_model import FLOWERS, GERMANY, forward_logits, is_idle, only, texts
 
 import tokenstep as ts
-from conftest import FLOWERS, GERMANY, forward_logits, is_idle, only, texts
 from tokenstep.completions.errors import GenerationError, RequestError
 from tokenstep.completions.schema import CompletionChoice
 

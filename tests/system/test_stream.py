@@ -6,9 +6,9 @@ import threading
 from typing import Any
 
 import pytest
+from real_model import FLOWERS, GERMANY, is_idle, texts
 
 import tokenstep as ts
-from conftest import FLOWERS, GERMANY, is_idle, texts
 from tokenstep.completions.schema import CompletionChunk
 
 

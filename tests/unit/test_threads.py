@@ -86,7 +86,6 @@ raise SystemExit(os.waitstatus_to_exitcode(status))
     run_in_a_process(script)
 
 
-@pytest.mark.xfail(reason="libgomp does not survive a fork; the child must leave it", strict=True)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_under_openmp_can_use_its_threads():
     pytest.importorskip("torch")
@@ -105,6 +104,44 @@ _, status = os.waitpid(child, 0)
 raise SystemExit(os.waitstatus_to_exitcode(status))
 """
     run_in_a_process(script)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's /proc")
+def test_few_tasks_do_not_end_the_threads_that_torch_uses_next():
+    pytest.importorskip("torch")
+    script = """
+import os
+import torch
+from tokenstep import _native
+cpu = _native.cpu
+torch.set_num_threads(4)
+numbers = torch.randn(200_000)
+torch.exp(numbers)
+cpu.testing.parallel_count(2)
+threads = set(os.listdir("/proc/self/task"))
+for _ in range(20):
+    cpu.testing.parallel_count(2)
+    torch.exp(numbers)
+    assert set(os.listdir("/proc/self/task")) == threads
+"""
+    run_in_a_process(script)
+
+
+def test_beside_torch_the_number_of_threads_is_torchs_unless_it_was_set():
+    pytest.importorskip("torch")
+    script = """
+import tokenstep as ts
+import torch
+for count in (3, 1, 2):
+    torch.set_num_threads(count)
+    assert ts.get_num_threads() == count, (ts.get_num_threads(), count)
+ts.set_num_threads(5)
+torch.set_num_threads(3)
+assert ts.get_num_threads() == 5
+"""
+    run_in_a_process(script, TOKENSTEP_NUM_THREADS="", OMP_NUM_THREADS="")
+    script = "import torch, tokenstep as ts; torch.set_num_threads(3); assert ts.get_num_threads() == 2"
+    run_in_a_process(script, TOKENSTEP_NUM_THREADS="2")
 
 
 def run_in_a_process(script, **environment):

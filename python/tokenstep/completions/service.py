@@ -112,6 +112,7 @@ class CompletionService:
         with self._lock:
             if run.ready or run.finished or run.error is not None:
                 return
+            assert self.engine.has_work, "the engine knows every request in flight"
             try:
                 outputs = self.engine.step()
             except BaseException:

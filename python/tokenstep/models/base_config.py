@@ -15,7 +15,6 @@ ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 GGUF_ROPE_KINDS = ("none", "linear", "yarn")
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 GGUF_REFUSED = {
-    "split.count": "one file; llama-gguf-split --merge makes one of a split model",
     ".expert_count": "a model without experts",
     ".attention.scale": "scores scaled by the head size",
     ".logit_scale": "logits as the head gives them",
@@ -168,6 +167,8 @@ def gguf_base(
         )
     for name, why in GGUF_REFUSED.items():
         fields.refuse(name, why)
+    if fields.integer("split.count", 1, minimum=0) > 1:
+        raise fields.unsupported("split.count", "1 (llama-gguf-split --merge makes one file of all)")
     if not fields.flag(".attention.causal", True):
         raise fields.unsupported(".attention.causal", "true")
     hidden_size = fields.integer(".embedding_length")
@@ -220,24 +221,26 @@ def gguf_rope(
 ) -> RopeConfig:
     """RopeConfig from `<architecture>.rope.*` and the frequency factors of `rope_freqs.weight`."""
     theta = _theta(fields, ".rope.freq_base")
-    kind = fields.choice(".rope.scaling.type", GGUF_ROPE_KINDS, "none")
+    kind = fields.choice(".rope.scaling.type", GGUF_ROPE_KINDS, "linear")
+    factor = fields.number(".rope.scaling.factor", fields.number(".rope.scale_linear", 0.0)) or 1.0
+    scaled = kind == "yarn" or (kind == "linear" and factor != 1.0)
     if rope_factors:
-        if kind != "none":
+        if scaled:
             raise fields.unsupported(".rope.scaling.type", "'none' in a file that has rope_freqs.weight")
-        if len(rope_factors) != head_dim // 2 or min(rope_factors) <= 0:
+        if len(rope_factors) != head_dim // 2 or not all(value > 0 for value in rope_factors):
             raise ModelFileError(
                 f"tokenstep.load: {fields.source}: rope_freqs.weight has {len(rope_factors)} values, expected"
                 f" {head_dim // 2}, all > 0"
             )
         return RopeConfig(theta, "factors", frequency_factors=rope_factors)
-    old_factor = fields.number(".rope.scale_linear", 0.0)
-    if kind == "none":
-        return RopeConfig(theta, "linear", old_factor) if old_factor not in (0.0, 1.0) else RopeConfig(theta)
-    factor = fields.positive(".rope.scaling.factor", old_factor or 1.0)
+    if not scaled:
+        return RopeConfig(theta)
     if kind == "linear":
         return RopeConfig(theta, "linear", factor)
     fields.refuse(".rope.scaling.yarn_log_multiplier", "YaRN with its own temperature")
-    attention_factor = yarn_attention_factor(factor) * fields.positive(".rope.scaling.attn_factor", 1.0)
+    # the first is config.json's attention_factor, the second multiplies whatever it is
+    attention_factor = fields.positive(".rope.scaling.yarn_attn_factor", yarn_attention_factor(factor))
+    attention_factor *= fields.positive(".rope.scaling.attn_factor", 1.0)
     if not math.isclose(fields.number(".rope.scaling.yarn_ext_factor", 1.0), 1.0):
         raise fields.unsupported(".rope.scaling.yarn_ext_factor", "1")
     return RopeConfig(

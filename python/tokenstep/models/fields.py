@@ -117,26 +117,22 @@ class Fields:
             raise self.wrong(name, "a token id or a list of token ids")
         return tuple(ids)
 
-    def strings(self, name: str, count: int | None = None) -> list[str]:
-        """A list of strings, `count` of them if that is given. Raises ModelFileError otherwise."""
+    def strings(self, name: str) -> list[str]:
+        """A list of strings. Raises ModelFileError otherwise."""
         value = self._required(name, None)
         if not isinstance(value, list) or set(map(type, value)) - {str}:
             raise self.wrong(name, "a list of strings")
-        self._check_length(name, len(value), count)
         return value
 
     def numbers(self, name: str, count: int) -> list[Any]:
-        """An array of `count` numbers, as a list. Raises ModelFileError otherwise."""
+        """A GGUF array of `count` numbers, as a list. Raises ModelFileError otherwise."""
         value = self._required(name, None)
         if not isinstance(value, np.ndarray) or value.dtype == bool or np.isnan(value).any():
             raise self.wrong(name, "an array of numbers")
-        self._check_length(name, len(value), count)
+        if len(value) != count:
+            raise ModelFileError(f"{self._where(name)} has {len(value)} entries, expected {count}")
         numbers: list[Any] = value.tolist()
         return numbers
-
-    def _check_length(self, name: str, length: int, expected: int | None) -> None:
-        if expected is not None and length != expected:
-            raise ModelFileError(f"{self._where(name)} has {length} entries, expected {expected}")
 
     def refuse(self, name: str, why: str) -> None:
         """Raises UnsupportedConfig if the field is there and neither false, zero nor empty."""

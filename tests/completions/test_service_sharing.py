@@ -1,0 +1,161 @@
+"""Requests beside each other: refused, dropped, failing, from many threads."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from byte_tokenizer import BEGIN
+from scripted_model import CONTEXT, GREEDY, ScriptedModel, complete, is_idle, make_service, recite
+
+from tokenstep.completions.errors import GenerationError, RequestError
+from tokenstep.completions.schema import CompletionRequest
+
+
+class TestRefusals:
+    def refused(self, **fields: Any) -> RequestError:
+        service = make_service(recite("fine"))
+        with pytest.raises(RequestError) as caught:
+            complete(service, **fields)
+        assert is_idle(service)
+        return caught.value
+
+    @pytest.mark.parametrize("max_tokens", [None, 5, 0])
+    def test_a_prompt_over_the_context_is_named(self, max_tokens: int | None) -> None:
+        prompts = [[65], [65] * (CONTEXT + 1)]
+        error = self.refused(prompt=prompts, max_tokens=max_tokens, echo=True)
+        assert error.code == "context_length_exceeded"
+        assert error.param == "prompt"
+        assert error.message.startswith(f"This model's maximum context length is {CONTEXT} tokens.")
+        assert f"({CONTEXT + 1} in the prompt[1], " in error.message
+
+    def test_explicit_max_tokens_over_the_context_are_refused_and_the_default_is_cut(self) -> None:
+        prompt = [65] * (CONTEXT - 2)
+        assert self.refused(prompt=prompt, max_tokens=3).param == "max_tokens"
+        completion = complete(make_service(recite("")), prompt=prompt, max_tokens=None)
+        assert completion.usage.completion_tokens == 2
+
+    def test_a_small_cache_is_given_as_the_reason(self) -> None:
+        service = make_service(recite(""), kv_tokens=16)
+        with pytest.raises(
+            RequestError, match=r"length is 16 tokens \(what the KV cache holds: see kv_tokens\)"
+        ):
+            complete(service, max_tokens=16)
+
+    @pytest.mark.parametrize(
+        ("prompt", "named"),
+        [
+            ([], "prompt = []"),
+            ([[65], []], "prompt[1] = []"),
+            ([65, BEGIN + 1], f"prompt[1] = {BEGIN + 1}"),
+            ([[65], [65, -1]], "prompt[1][1] = -1"),
+        ],
+    )
+    def test_prompts_without_known_ids_are_refused(self, prompt: Any, named: str) -> None:
+        assert self.refused(prompt=prompt).message.startswith(named)
+
+    def test_a_text_whose_ids_the_model_lacks_is_refused(self) -> None:
+        service = make_service(ScriptedModel([], vocab_size=100))
+        with pytest.raises(RequestError, match=r"token 1 of prompt\[1\] = 195, expected 0 ≤ token id < 100"):
+            complete(service, prompt=["abc", "aé"])
+        with pytest.raises(RequestError, match=r"logit_bias: key '100', expected a token id < 100"):
+            complete(service, prompt="a", logit_bias={"100": 1})
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"logit_bias": {"5": 1, str(BEGIN + 1): 1}}, "logit_bias"),
+            ({"stop_token_ids": [5, BEGIN + 1]}, "stop_token_ids"),
+            ({"stop_token_ids": [-1]}, "stop_token_ids"),
+            ({"model": "other"}, "model"),
+            ({"suffix": "end"}, "suffix"),
+            ({"peft": "adapter"}, "peft"),
+        ],
+    )
+    def test_what_this_model_lacks_is_named(self, fields: dict[str, Any], param: str) -> None:
+        error = self.refused(**fields)
+        assert error.param == param
+        assert error.code == ("model_not_found" if param == "model" else None)
+
+
+class TestSharing:
+    def test_requests_of_many_threads_share_the_batch(self) -> None:
+        model = recite("the same for every thread")
+        service = make_service(model)
+        texts: list[str] = []
+
+        def work() -> None:
+            texts.append(complete(service, max_tokens=25).choices[0].text)
+
+        threads = [threading.Thread(target=work) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert texts == ["the same for every thread"] * 12
+        assert is_idle(service)
+
+    def test_streams_that_are_read_in_turn_share_the_batch(self) -> None:
+        model = recite("shared")
+        service = make_service(model)
+        request = CompletionRequest.parse({**GREEDY, "max_tokens": 6, "stream": True})
+        pairs = zip(service.stream(request), service.stream(request), strict=True)
+        assert all(first.choices == second.choices for first, second in pairs)
+        assert 2 in model.rows
+
+    def test_a_stream_that_is_dropped_frees_its_blocks_and_row_at_once(self) -> None:
+        service = make_service(recite("never read to the end"))
+        request = CompletionRequest.parse({**GREEDY, "max_tokens": 20, "n": 2, "stream": True})
+        stream = service.stream(request)
+        next(stream)
+        assert not is_idle(service)
+        del stream
+        assert is_idle(service)
+
+    def test_a_stream_that_is_never_read_costs_nothing(self) -> None:
+        service = make_service(recite("never read at all"))
+        service.stream(CompletionRequest.parse({**GREEDY, "stream": True}))
+        assert is_idle(service)
+
+    def test_a_dropped_stream_does_not_disturb_another(self) -> None:
+        service = make_service(recite("the other goes on", prompt_length=1))
+        request = CompletionRequest.parse({**GREEDY, "max_tokens": 17, "stream": True})
+        dropped, kept = service.stream(request), service.stream(request)
+        text = ""
+        for count, chunk in enumerate(kept):
+            text += chunk.choices[0].text
+            if count == 2:
+                next(dropped)
+            if count == 5:
+                dropped.close()
+        assert text == "the other goes on"
+        assert is_idle(service)
+
+    def test_a_request_that_cannot_be_sampled_fails_alone(self) -> None:
+        model = recite("unharmed text")
+        model.poisoned_length = 20
+        service = make_service(model)
+        fine = CompletionRequest.parse({**GREEDY, "max_tokens": 12, "stream": True})
+        stream = service.stream(fine)
+        text = next(stream).choices[0].text
+        with pytest.raises(GenerationError, match="the model's logits contain NaN or \\+inf"):
+            complete(service, prompt=[65] * 18, max_tokens=5)
+        text += "".join(chunk.choices[0].text for chunk in stream)
+        assert text == "unharmed tex"
+        assert is_idle(service)
+
+    def test_after_a_failed_step_everybody_is_told_and_the_next_request_works(self) -> None:
+        model = recite("works again")
+        service = make_service(model)
+        stream = service.stream(CompletionRequest.parse({**GREEDY, "stream": True}))
+        next(stream)
+        model.broken = True
+        with pytest.raises(RuntimeError, match="the model is broken"):
+            complete(service)
+        assert is_idle(service)
+        with pytest.raises(GenerationError, match="the request was dropped"):
+            next(stream)
+        model.broken = False
+        assert complete(service, max_tokens=11).choices[0].text == "works again"
+        assert is_idle(service)

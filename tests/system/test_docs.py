@@ -1,0 +1,40 @@
+"""The Python examples of the README and of every page in docs run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tokenstep as ts
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def examples(page: Path) -> list[tuple[int, str]]:
+    """(line of the page, source) of each example."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, found.start(1)), found[1]) for found in EXAMPLE.finditer(text)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
+def test_the_examples_of_a_page_run_one_after_the_other(
+    page: Path, llm: ts.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(model: str = "smollm2", **_: Any) -> ts.LLM:
+        assert model == "smollm2"
+        return llm
+
+    monkeypatch.setattr(ts, "LLM", loaded)
+    names: dict[str, Any] = {"__name__": page.stem}
+    threads = ts.get_num_threads()
+    try:
+        for line, source in examples(page):
+            # as many empty lines before it as in the page, so that a failure names the page's line
+            exec(compile("\n" * line + source, str(page), "exec"), names)
+    finally:
+        ts.set_num_threads(threads)
