@@ -12,18 +12,20 @@ using tokenstep::simt::machine;
 using tokenstep::simt::memory;
 
 namespace {
+// A kernel runs, and this is not a local variable of one of its threads.
+[[gnu::always_inline]] inline bool is_checked(const void* address) {
+  return machine.current && !machine.stacks().contains(reinterpret_cast<uintptr_t>(address));
+}
 [[gnu::always_inline]] inline void access(const void* address, size_t bytes, Access kind, bool aligned,
                                           void* caller) {
-  if (!machine.current) return;  // host code beside the kernel
-  const auto at = reinterpret_cast<uintptr_t>(address);
-  if (machine.stacks().contains(at)) return;
+  if (!is_checked(address)) return;
   const uint32_t code = code_offset(caller);
   if (aligned) memory.expect_aligned(address, bytes, code);
   memory.access(address, bytes, kind, code);
 }
 [[gnu::always_inline]] inline void volatile_access(const void* address, size_t bytes, bool write,
                                                    void* caller) {
-  if (!machine.current) return;
+  if (!is_checked(address)) return;
   tokenstep::simt::on_volatile_access(address, write);
   access(address, bytes, write ? Access::kStrongWrite : Access::kStrongRead, true, caller);
 }

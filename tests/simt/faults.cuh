@@ -126,6 +126,19 @@ __global__ void barrier_that_one_thread_misses(Buffers b) {
 }
 
 template <bool kFault>
+__global__ void named_barrier_of_another_size(Buffers b) {
+  sync_warps(3, kFault && warp_id() == 0 ? 32 : 64);
+  sync_warps(3, 64);
+  b.out[thread()] = 1;
+}
+
+template <bool kFault>
+__global__ void named_barrier_that_a_warp_misses(Buffers b) {
+  if (!kFault || warp_id() == 0) sync_warps(1, 64);
+  b.out[thread()] = 1;
+}
+
+template <bool kFault>
 __global__ void divergent_warp(Buffers b) {
   int x = thread();
   if (kFault && thread() == 3) {
@@ -238,6 +251,13 @@ __global__ void cluster_arrival_without_wait(Buffers b) {
   cluster_arrive();
   if (!kFault) cluster_wait();
   cluster_arrive();
+  cluster_wait();
+  b.out[global_thread()] = 1;
+}
+
+template <bool kFault>
+__global__ void cluster_wait_without_arrival(Buffers b) {
+  if (!kFault || cluster_rank() > 0) cluster_arrive();
   cluster_wait();
   b.out[global_thread()] = 1;
 }

@@ -27,6 +27,8 @@ FAULTS = {
     "divergent_barrier": r"divergent barrier: it is at __syncthreads\(\) in line",
     "barrier_that_one_thread_misses": r"deadlock.*thread \(5, 0, 0\): left the kernel.*"
     r"and 62 more: waits at __syncthreads\(\) \(faults.cuh:",
+    "named_barrier_of_another_size": "barrier 3 in line .* threads, but others wait there for|deadlock",
+    "named_barrier_that_a_warp_misses": "deadlock.*31 more: left the kernel.*waits at a named barrier",
     "divergent_warp": r"divergent warp: lane \d+ is at __shfl_xor_sync\(\) in line",
     "warp_operation_that_a_lane_misses": r"deadlock.*thread \(31, 0, 0\) and 1 more: left the kernel"
     r".*and 61 more: waits at __any_sync\(\)",
@@ -41,6 +43,7 @@ FAULTS = {
     "race_in_a_cluster": SHARED_RACE,
     "block_outside_of_the_cluster": "a peer's address is asked for rank 2 of a cluster of 2 blocks",
     "cluster_arrival_without_wait": "arrives twice at the cluster's barrier",
+    "cluster_wait_without_arrival": "waits at the cluster's barrier without having arrived",
     "missing_fence_before_flag": GLOBAL_RACE,
     "missing_fence_after_flag": GLOBAL_RACE,
     "missing_acquire": GLOBAL_RACE,
