@@ -23,8 +23,7 @@ struct Queue {
   void* stream = nullptr;
 };
 
-// ---- the ops
-// ------------------------------------------------------------------------------------------------------
+// ---- the ops --------------------------------------------------------------------------------------------
 // Bytes of memory that a call of these sizes needs beside its arguments. It starts zeroed, later calls find
 // it as the last one left it, and no two may use it at once.
 size_t workspace_bytes(int num_rows, int vocab_size, const Queue& queue);
@@ -33,8 +32,7 @@ void apply_logits(const ApplyLogitsParams& params, void* workspace, const Queue&
 void set_row_fields(const RowFieldsParams& params, const Queue& queue);
 void update_slot(const SlotUpdate& update, const Queue& queue);
 
-// ---- memory of the device
-// -----------------------------------------------------------------------------------------
+// ---- memory of the device -------------------------------------------------------------------------------
 struct Deleter {
   int device_id = 0;
   void operator()(void* memory) const;

@@ -124,8 +124,7 @@ void read_histories(const char* op, nb::handle prompt_tokens, nb::handle output_
   }
 }
 
-// ---- logit bias
-// --------------------------------------------------------------------------------------------
+// ---- logit bias -----------------------------------------------------------------------------------------
 void read_bias(const Label& label, nb::handle source, int vocab_size, RowInputs& inputs, size_t row) {
   inputs.begins[row].bias = inputs.bias_ids.size();
   if (source.is_none()) return;

@@ -8,8 +8,7 @@
 
 namespace tokenstep {
 
-// ---- sampling
-// -----------------------------------------------------------------------------------------------------
+// ---- sampling -------------------------------------------------------------------------------------------
 constexpr int kMaxVocabSize = 1 << 18;
 constexpr int kMaxTopLogprobs = 20;
 
@@ -75,8 +74,7 @@ struct SampleParams {
   float* top_logprobs;   // [B, N]
 };
 
-// ---- what a device is told beside its steps
-// -----------------------------------------------------------------------
+// ---- what a device is told beside its steps -------------------------------------------------------------
 // One slot of a Sampler gets a request, or none: its memory is the device's, the lists are read once.
 struct SlotUpdate {
   RowParams* slot;
@@ -121,8 +119,7 @@ struct ApplyLogitsParams {
   int64_t out_stride;
 };
 
-// ---- paged attention
-// ----------------------------------------------------------------------------------------------
+// ---- paged attention ------------------------------------------------------------------------------------
 constexpr int kMaxHeadDim = 256;
 
 // A KV cache in pages: [num_blocks, block_size, num_kv_heads, head_dim] in any strides with head_dim

@@ -84,8 +84,7 @@ TOKENSTEP_INLINE int32_t effective_top_k(const RowParams& row, int32_t vocab_siz
   return row.top_k > 0 && row.top_k < vocab_size ? row.top_k : 0;
 }
 
-// ---- the order of tokens: value descending, id ascending
-// ----------------------------------------------------------
+// ---- the order of tokens: value descending, id ascending ------------------------------------------------
 // The last token that is kept: every filter keeps a prefix of the order.
 struct Cut {
   float value = -kInfinity;
@@ -99,8 +98,7 @@ TOKENSTEP_INLINE bool comes_before(float value, int32_t id, float other_value, i
   return value != other_value ? value > other_value : id < other_id;
 }
 
-// ---- step 10
-// ------------------------------------------------------------------------------------------------------
+// ---- step 10 --------------------------------------------------------------------------------------------
 // What a weight and a log probability are functions of. The maximum is at distance 0 even where a bias made
 // it +inf.
 TOKENSTEP_INLINE float distance_from_max(float x, float x_max) { return x == x_max ? 0.0f : sub(x, x_max); }

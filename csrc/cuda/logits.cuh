@@ -15,8 +15,7 @@ struct Unit {
   uint32_t word[kUnitWords];
 };
 
-// ---- one word of a unit: two 16-bit tokens, the first in the low half, or one float
-// -----------------------------------------
+// ---- one word of a unit: two 16-bit tokens, the first in the low half, or one float ---------------------
 template <class Logit>
 constexpr uint32_t kMinusInfinityWord = 0xff800000u;
 template <>
@@ -64,8 +63,7 @@ __device__ __forceinline__ uint32_t max_of_words<__nv_bfloat16>(uint32_t a, uint
   return max_of_pairs<__nv_bfloat162>(a, b);
 }
 
-// ---- units
-// ------------------------------------------------------------------------------------------------------
+// ---- units ----------------------------------------------------------------------------------------------
 template <class Logit>
 __device__ __forceinline__ float max_of_word(uint32_t word) {
   if constexpr (kWordTokens<Logit> == 1) return __uint_as_float(word);

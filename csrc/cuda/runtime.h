@@ -27,8 +27,7 @@ int current_device();
 
 bool is_capturing(const Stream& stream);
 
-// ---- memory of the device
-// -----------------------------------------------------------------------------------------
+// ---- memory of the device -------------------------------------------------------------------------------
 void* allocate_zeroed(size_t bytes, const Stream& stream);
 void deallocate(void* memory, int device_id);  // waits for all that uses it
 void zero(void* memory, size_t bytes, const Stream& stream);

@@ -16,8 +16,7 @@ void apply_logits(const ApplyLogitsParams& params, void* workspace, const Stream
 void update_slot(const SlotUpdate& update, const Stream& stream);
 void set_row_fields(const RowFieldsParams& params, const Stream& stream);
 
-// ---- for tests and measurements
-// ---------------------------------------------------------------------------------
+// ---- for tests and measurements -------------------------------------------------------------------------
 // Another choice of blocks per row, for all launches of the process: mode "solo", "cluster", "soft" or
 // "auto".
 void force_sample_geometry(const char* mode, int group_size, int num_threads);

@@ -124,9 +124,8 @@ struct Block {
     return parity ^ 1;
   }
 
-  // ---- the row
-  // ------------------------------------------------------------------------------------------------ Its
-  // geometry, which needs none of its parameters.
+  // ---- the row ------------------------------------------------------------------------------------------
+  // Its geometry, which needs none of its parameters.
   __device__ __forceinline__ void locate(int row_index) {
     index = row_index;
     scale = 1.0f;
@@ -145,8 +144,7 @@ struct Block {
     has_live_map = mask || num_edits > 0;
   }
 
-  // ---- units
-  // --------------------------------------------------------------------------------------------------
+  // ---- units --------------------------------------------------------------------------------------------
   __device__ __forceinline__ int id_of(int unit, int place) const { return unit * kUnit + place - shift; }
   __device__ __forceinline__ bool is_whole(int unit) const {
     return id_of(unit, 0) >= 0 && id_of(unit, kUnit) <= p.vocab_size;
@@ -170,8 +168,7 @@ struct Block {
     return view.raw ? x : apply_temperature(x, scale);
   }
 
-  // ---- single tokens
-  // ------------------------------------------------------------------------------------------
+  // ---- single tokens ------------------------------------------------------------------------------------
   __device__ __forceinline__ EditedRow<Logit> edited_row() const {
     return {&shared.params, logits, mask, num_biases, num_edits};
   }
@@ -191,13 +188,11 @@ struct Block {
     }
   }
 
-  // ---- sums over the block or the group
-  // ------------------------------------------------------------------------ Both arguments become their sums
-  // over all threads of the block.
+  // ---- sums over the block or the group -----------------------------------------------------------------
+  // Both arguments become their sums over all threads of the block. A barrier lies between two such sums.
   __device__ __forceinline__ void sum_block(uint64_t& a, uint64_t& b) {
     a = warp_sum(a);
     b = warp_sum(b);
-    __syncthreads();  // the sums before these have been read
     if (lane == 0) {
       shared.warp_sums[0][warp] = a;
       shared.warp_sums[1][warp] = b;

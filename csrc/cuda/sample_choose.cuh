@@ -24,8 +24,7 @@ __device__ __forceinline__ int open_count(const Block& block) {
   return min(block.group.size * Block::kThreads / 2, 512);
 }
 
-// ---- out of line
-// -------------------------------------------------------------------------------------------------
+// ---- out of line ----------------------------------------------------------------------------------------
 struct Weighed {
   uint64_t weight;
   uint32_t parity;
@@ -80,8 +79,7 @@ __device__ __noinline__ Weighed draw_from_left(BlockState state, View view, uint
   return {total, block.parity};
 }
 
-// ---- the row
-// -----------------------------------------------------------------------------------------------------
+// ---- the row --------------------------------------------------------------------------------------------
 // Step 5. False if nothing is left.
 template <class Block>
 __device__ __forceinline__ bool make_plan(Block& block, float edited_max, bool draws, Plan& plan,

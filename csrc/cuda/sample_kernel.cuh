@@ -55,12 +55,14 @@ __device__ __forceinline__ void sample_row(Block& block, const SampleKernelParam
   uint32_t own_column_max;
   Plan plan;
   View view;
-  const SampleStatus status = scan_row(block, index, draws, own_column_max, plan, view);
-  const bool sampled = status == SampleStatus::kSampled;
+  SampleStatus status = scan_row(block, index, draws, own_column_max, plan, view);
   Outcome outcome;
-  if (sampled) {
+  if (status == SampleStatus::kSampled) {
     bool cut_is_known;
     outcome = choose(block, view, plan, own_column_max, cut_is_known);
+    // A slot that comes twice in a batch has lists that change while they are read. Whatever that makes of
+    // its row, it is no id outside of the vocabulary.
+    if (outcome.token >= p.vocab_size) outcome.token = -1;
     if (!draws) {
       if (!cut_is_known) share_outcome(block, outcome);
     } else if (wants_logprobs(p, block.row())) {
@@ -69,6 +71,9 @@ __device__ __forceinline__ void sample_row(Block& block, const SampleKernelParam
       write_no_logprobs(p, index);
     }
   }
+  if (leads && draws && status == SampleStatus::kSampled && outcome.token < 0)
+    status = SampleStatus::kBadParameter;
+  const bool sampled = status == SampleStatus::kSampled;
   if (leads) {
     if (draws && !sampled) write_failure(p, index, status);
     if (draws && sampled) p.tokens[index] = outcome.token;

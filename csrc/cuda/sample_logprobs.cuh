@@ -103,6 +103,7 @@ __device__ __forceinline__ void write_logprobs(Block& block, View view, const Pl
   const SampleParams& p = block.p;
   share_outcome(block, outcome);
   const int32_t token = outcome.token;
+  if (token < 0) return;
   float value;
   int32_t rank = outcome.rank;
   if (p.logprobs_mode == LogprobsMode::kRaw) {

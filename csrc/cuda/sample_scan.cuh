@@ -66,7 +66,10 @@ __device__ __forceinline__ void make_live_map(Block& block) {
 #pragma unroll 1
   for (int bin = block.thread; bin < kBins; bin += Block::kThreads)
     shared.histogram_low[bin] = shared.histogram_high[bin] = 0;
-  if (block.thread == 0) shared.list_size = shared.num_hits = 0;
+  if (block.thread == 0) {
+    shared.list_size = shared.num_hits = 0;
+    shared.found_token = -1;
+  }
   if (block.has_live_map) {
     const int first_id = block.id_of(block.first_unit, 0);
     const int words = max(0, (block.end_unit - block.first_unit) * Block::kUnit + 31) / 32;
@@ -140,8 +143,7 @@ __device__ __forceinline__ void find_row_max(Block& block) {
   block.own_box().edited_max[block.thread] = bad ? kBadKey : ordered_bits(edited_max);
 }
 
-// ---- thresholds
-// -------------------------------------------------------------------------------------------------
+// ---- thresholds -----------------------------------------------------------------------------------------
 // The largest of the maxima of the threads with this thread's number, one in each block of the group.
 template <class Block>
 __device__ __forceinline__ uint32_t column_max(const Block& block, bool raw) {
@@ -190,8 +192,7 @@ __device__ __forceinline__ int find_last_bin(Block& block, const View& view, uin
   return min(find_crossing(block, false, Target::fixed(static_cast<uint64_t>(count))).bin, kBins - 1);
 }
 
-// ---- candidates
-// ---------------------------------------------------------------------------------------------------
+// ---- candidates -----------------------------------------------------------------------------------------
 template <class Block>
 __device__ __forceinline__ void append_candidate(Block& block, float value, int32_t id) {
   const uint32_t place = atomicAdd(&block.shared.list_size, 1u);

@@ -65,6 +65,7 @@ struct GroupArgs {
   SoftBarrier* barriers;  // kSoft: one per group
 };
 
+// What a block is at, for functions out of line.
 struct Task {
   const SampleParams* p;
   const GroupArgs* args;
@@ -95,9 +96,9 @@ struct SharedState {
   // Then the live map: one bit per token of the block's share of the row.
 };
 
+// Units that a row touches at most: one that begins within a unit needs one more.
 template <class Logit>
-__host__ __device__ constexpr int units_of(
-    int vocab_size) {  // a row that begins within a unit needs one more
+__host__ __device__ constexpr int units_of(int vocab_size) {
   return (vocab_size + kUnitTokens<Logit> - 1) / kUnitTokens<Logit> + 1;
 }
 // Whole warps of units, so that 32 neighbours lie in one bin by place.

@@ -17,8 +17,7 @@ __global__ void __launch_bounds__(kSlotThreads)
   if (thread == 0) *update.slot = update.row;
 }
 
-// ---- parameters in arrays on the device: one thread a row
-// ----------------------------------------------------------------
+// ---- parameters in arrays on the device: one thread a row -----------------------------------------------
 struct RowFieldReader {
   const RowFieldsParams& p;
   int row;
