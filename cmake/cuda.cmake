@@ -26,7 +26,7 @@ else()
     set(TOKENSTEP_CUDA_STATE "built for ${architectures}")
     enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 20)
-    nanobind_add_module(_C_cuda NB_DOMAIN tokenstep_cuda BACKEND_MODULE nanobind_backend csrc/bind/module_cuda.cpp
+    nanobind_add_module(_C_cuda NB_DOMAIN tokenstep_cuda ${TOKENSTEP_NANOBIND} csrc/bind/module_cuda.cpp
                         csrc/bind/backend_device.cpp csrc/bind/device_testing.cpp ${TOKENSTEP_BINDINGS}
                         ${TOKENSTEP_CUDA_SOURCES})
     set_target_properties(_C_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)

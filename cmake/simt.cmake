@@ -22,7 +22,7 @@ target_link_libraries(tokenstep_simt PRIVATE tokenstep_options)
 
 # The emulator comes first: of an inline function that both emit, the linker keeps the first copy, and that one must not
 # be instrumented.
-nanobind_add_module(_C_simt NOSTRIP NB_DOMAIN tokenstep_simt BACKEND_MODULE nanobind_backend
+nanobind_add_module(_C_simt NOSTRIP NB_DOMAIN tokenstep_simt ${TOKENSTEP_NANOBIND}
                     $<TARGET_OBJECTS:tokenstep_simt> csrc/bind/module_simt.cpp csrc/bind/backend_device.cpp
                     csrc/bind/device_testing.cpp ${TOKENSTEP_BINDINGS} ${TOKENSTEP_SIMT_KERNELS})
 target_link_libraries(_C_simt PRIVATE tokenstep_options ${CMAKE_DL_LIBS})

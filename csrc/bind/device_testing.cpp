@@ -6,6 +6,7 @@
 #include <string>
 
 #include "bind/ops.h"
+#include "bind/tensor.h"
 #include "common/check.h"
 #include "cuda/sample.h"
 #ifdef TOKENSTEP_SIMT
@@ -38,6 +39,13 @@ void register_device_testing(nb::module_& parent) {
       },
       nb::arg("vocab_size"), nb::arg("bytes_per_logit"), nb::arg("num_rows"), nb::arg("device_id") = 0,
       "(mode, group size, groups) that a launch of these sizes has.");
+  m.def(
+      "launch_empty",
+      [](nb::object array) {
+        const Tensor tensor = tensor_from("testing.launch_empty", "array", array);
+        cuda::launch_empty({tensor.device_id, current_stream(tensor)});
+      },
+      nb::arg("array"), "A kernel that does nothing, on the stream of the array; the floor of any launch.");
 #ifdef TOKENSTEP_SIMT
   m.def(
       "set_seed", [](uint64_t seed) { cuda::emulation.seed = seed; },

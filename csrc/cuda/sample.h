@@ -25,5 +25,6 @@ struct SampleGeometryInfo {
   int group_size, num_groups;
 };
 SampleGeometryInfo sample_geometry(int vocab_size, int bytes_per_logit, int num_rows, int device_id);
+void launch_empty(const Stream& stream);  // what any launch costs
 
 }  // namespace tokenstep::cuda

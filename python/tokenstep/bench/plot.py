@@ -8,7 +8,13 @@ from typing import Any
 
 from tokenstep.bench.report import FLOOR, OURS, Report
 
-COLORS = {OURS: "#2f6db5", "torch": "#d98032", "transformers": "#8a8f98"}
+COLORS = {
+    OURS: "#2f6db5",
+    "torch": "#d98032",
+    "transformers": "#8a8f98",
+    "flashinfer": "#4c9a58",
+    "fusedtok": "#a05ca8",
+}
 
 
 def plot(report: Report, path: Path) -> None:
@@ -40,7 +46,7 @@ def _panels(
 ) -> dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]]:
     panels: dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, float]]]] = {}
     for case, times in report.cases():
-        panels.setdefault(tuple(case[k] for k in keys), []).append((case, times))
+        panels.setdefault(tuple(case.get(k) for k in keys), []).append((case, times))
     return panels
 
 
@@ -52,7 +58,7 @@ def _plot_sample(report: Report, pyplot: Any) -> Any:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, ((dtype, batch, threads), cases) in zip(axes.flat, panels.items(), strict=False):
-        impls = [i for i in (OURS, "torch", "transformers") if any(i in times for _, times in cases)]
+        impls = [i for i in COLORS if any(i in times for _, times in cases)]
         height = 0.8 / len(impls)
         for j, impl in enumerate(impls):
             for y, (_, times) in enumerate(cases):
@@ -69,7 +75,8 @@ def _plot_sample(report: Report, pyplot: Any) -> Any:
         )
         axis.invert_yaxis()
         axis.set_xlabel("milliseconds a call")
-        axis.set_title(f"{dtype}, batch {batch}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
+        ran_on = report.settings["device"] if threads is None else f"{threads} thread{'s' * (threads > 1)}"
+        axis.set_title(f"{dtype}, batch {batch}, {ran_on}", fontsize=9)
     axes.flat[0].legend(fontsize=7, loc="lower right")
     return figure
 

@@ -57,14 +57,18 @@ class Report:
         lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for case, times in cases:
             cells = [str(case[k]) for k in keys]
-            cells += [f"{times[OURS]:.0f}", f"{times[FLOOR]:.0f}", f"{times[OURS] / times[FLOOR]:.2f}"]
+            cells += [_time(times[OURS]), _time(times[FLOOR]), f"{times[OURS] / times[FLOOR]:.2f}"]
             for peer in peers:
                 got = times.get(peer)
-                cells += ["", ""] if got is None else [f"{got:.0f}", f"{got / times[OURS]:.1f}"]
+                cells += ["", ""] if got is None else [_time(got), f"{got / times[OURS]:.1f}"]
             lines.append("| " + " | ".join(cells) + " |")
         m = self.machine
-        lines.append(
-            f"\nMedians on {m['cpu']}, {m['cores']} cores ({m['isa']}), torch {m['torch']}, "
-            f"commit {m['commit']}, {m['date']}."
-        )
+        ran_on = self.settings.get("device") or f"{m['cpu']}, {m['cores']} cores ({m['isa']})"
+        lines.append(f"\nMedians on {ran_on}, torch {m['torch']}, commit {m['commit']}, {m['date']}.")
+        if with_launches := self.settings.get("timed_with_launches"):
+            lines.append(f"Timed with their launches, which no graph could hold: {', '.join(with_launches)}.")
         return "\n".join(lines)
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds:.0f}" if microseconds >= 100 else f"{microseconds:.1f}"

@@ -75,7 +75,7 @@ def run(
     report = Report("sample", {"vocab_size": vocab_size, "cold_bytes": COLD_BYTES, "history": HISTORY})
     for dtype in dtypes:
         for batch in batches:
-            logits = _cold_batches(batch, vocab_size, getattr(torch, dtype))
+            logits = cold_batches(batch, vocab_size, getattr(torch, dtype), "cpu")
             for count in threads:
                 progress(f"sample: {dtype}, batch {batch}, {count} thread(s)")
                 cpu.set_num_threads(count)
@@ -96,14 +96,15 @@ def run(
     return report
 
 
-def _cold_batches(batch: int, vocab_size: int, dtype: Any) -> list[Any]:
+def cold_batches(batch: int, vocab_size: int, dtype: Any, device: str) -> list[Any]:
+    """Copies of one batch of rows like a language model's, together larger than any cache."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(batch, vocab_size, generator=generator) * 2
     head = 17 - 1.5 * torch.log(1 + torch.arange(200.0)) + torch.randn(batch, 200, generator=generator) * 0.3
     rows.scatter_(1, torch.randint(0, vocab_size, (batch, 200), generator=generator), head)
-    rows = rows.to(dtype)
+    rows = rows.to(device, dtype)
     copies = max(2, COLD_BYTES // (rows.numel() * rows.element_size()))
     return [rows.clone() for _ in range(copies)]
 
@@ -116,7 +117,7 @@ def _functions(mode: Mode, logits: list[Any], peers: list[str]) -> dict[str, Cal
 
     floor, ours, torch_rows, hf_rows = (cursor(i) for i in range(4))
     functions: dict[str, Callable[[], object]] = {"floor": lambda: cpu.testing.read_max(next(floor))}
-    step = _tokenstep(mode, logits[0].shape)
+    step = prepared_sampler(mode, logits[0].shape, "cpu").step
     functions["tokenstep"] = lambda: step(next(ours))
     if "torch" in peers and (torch_step := _torch(mode)) is not None:
         functions["torch"] = lambda: torch_step(next(torch_rows))
@@ -131,15 +132,16 @@ def _history(batch: int, vocab_size: int) -> Any:
     return torch.randint(0, vocab_size, (batch, HISTORY), generator=torch.Generator().manual_seed(2))
 
 
-def _tokenstep(mode: Mode, shape: tuple[int, int]) -> Callable[[Any], object]:
+def prepared_sampler(mode: Mode, shape: tuple[int, int], device: str) -> ts.Sampler:
+    """A sampler with all rows admitted, as an engine has it before a step."""
     batch, vocab_size = shape
-    sampler = ts.Sampler(batch, vocab_size, "cpu")
+    sampler = ts.Sampler(batch, vocab_size, device)
     history = _history(batch, vocab_size).tolist() if mode.history else [[]] * batch
     bias = {i: v for i, v in mode.logit_bias.items() if i < vocab_size}
     for row in range(batch):
         params = ts.SamplingParams(**mode.params, logit_bias=bias or None, seed=row)
         sampler.admit(row, params, history[row], history[row][: HISTORY // 4])
-    return sampler.step
+    return sampler
 
 
 def _torch(mode: Mode) -> Callable[[Any], object] | None:

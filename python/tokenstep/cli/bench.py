@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PEERS = {"sample": ("torch", "transformers"), "attention": ("torch",)}
+GPU_PEERS = {"sample": ("torch", "flashinfer", "fusedtok")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention}")
     sample = ops.add_parser("sample", help="raw logits to token")
     sample.add_argument("--vocab-size", type=int, default=128256, metavar="V")
+    sample.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     _add_shared(sample, "sample", batches=[1, 16, 64], dtypes=["float32", "bfloat16"])
     attention = ops.add_parser("attention", help="one decode step of one layer over a paged cache")
     attention.add_argument("--contexts", type=_ints, default=[256, 1024, 4096], metavar="N,…")
@@ -32,7 +34,8 @@ def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int],
         type=_words,
         default=None,
         metavar="P,…",
-        help=f"of {', '.join(PEERS[op])}, or '' for none; default: those installed",
+        help=f"of {', '.join(dict.fromkeys(PEERS[op] + GPU_PEERS.get(op, ())))}, or '' for none; "
+        "default: those installed",
     )
     parser.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds of rounds per case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
@@ -49,28 +52,37 @@ def run(args: argparse.Namespace) -> int:
         return 1
     from tokenstep._native import cpu
 
+    on_gpu = getattr(args, "device", "cpu") == "cuda"
+    known = (GPU_PEERS if on_gpu else PEERS)[args.op]
     peers = args.peers
     if peers is None:
-        peers = [name for name in PEERS[args.op] if importlib.util.find_spec(name)]
-    elif unknown := sorted(set(peers) - set(PEERS[args.op])):
+        peers = [name for name in known if importlib.util.find_spec(name)]
+    elif unknown := sorted(set(peers) - set(known)):
         print(
-            f"tokenstep bench: --peers {','.join(unknown)}: expected of {', '.join(PEERS[args.op])}",
-            file=sys.stderr,
+            f"tokenstep bench: --peers {','.join(unknown)}: expected of {', '.join(known)}", file=sys.stderr
         )
         return 1
     options: dict[str, Any] = {
         "batches": args.batches,
         "dtypes": args.dtypes,
-        "threads": args.threads or sorted({1, cpu.num_threads()}),
         "peers": peers,
         "budget_s": args.budget,
         "progress": lambda line: print(line, file=sys.stderr, flush=True),
     }
+    if not on_gpu:
+        options["threads"] = args.threads or sorted({1, cpu.num_threads()})
     if args.op == "sample":
         options["vocab_size"] = args.vocab_size
     else:
         options |= {"contexts": args.contexts, "block_sizes": args.block_sizes}
-    report = importlib.import_module(f"tokenstep.bench.{args.op}").run(**options)
+    module = importlib.import_module(f"tokenstep.bench.{args.op}{'_gpu' if on_gpu else ''}")
+    try:
+        report = module.run(**options)
+    except RuntimeError as error:
+        if not on_gpu:
+            raise
+        print(error, file=sys.stderr)
+        return 1
     print(report.markdown())
     if args.json:
         report.save(args.json)

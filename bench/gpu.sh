@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# On a machine with a GPU: builds, tests, checks with compute-sanitizer and measures the CUDA sampler, without the
+# network and in under nine minutes (the limits below add up to less). A short table comes last; everything else is in
+# the output folder.
+#
+#   bench/gpu.sh [--dry-run] [output folder, default gpu-results]
+#
+# PYTHON (python3) must have torch with CUDA, numpy, pytest, scikit-build-core, nanobind, cmake and ninja. Peers are
+# measured where they are installed: flashinfer-python, fusedtok. --dry-run prints the commands and runs none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dry_run=false
+out=gpu-results
+for argument in "$@"; do
+  case $argument in
+    --dry-run) dry_run=true ;;
+    -*) echo "usage: bench/gpu.sh [--dry-run] [output folder]" >&2 && exit 2 ;;
+    *) out=$argument ;;
+  esac
+done
+python=${PYTHON:-python3}
+site=$out/site # the build is installed here and nowhere else
+failed=()
+
+# run NAME SECONDS COMMAND...: with a limit and a log; a step that fails is named at the end, the others still run.
+run() {
+  local name=$1 seconds=$2
+  shift 2
+  echo "== $name (at most $seconds s): $*"
+  if $dry_run; then return 0; fi
+  if ! timeout "$seconds" "$@" > "$out/$name.log" 2>&1; then
+    failed+=("$name")
+    echo "   failed or out of time; the end of $out/$name.log:"
+    tail -n 15 "$out/$name.log" | sed 's/^/   /'
+  fi
+}
+
+if ! $dry_run; then
+  mkdir -p "$out"
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv | tee "$out/gpu.csv"
+fi
+
+# ---- build: for the GPU that is here --------------------------------------------------------------------------------
+build=("$python" -m pip install --no-build-isolation --no-deps --no-index --upgrade --target "$site" .
+  --config-settings=cmake.define.TOKENSTEP_CUDA=ON)
+if ! "$python" -c 'import nanobind_backend' 2> /dev/null; then
+  # Without the shared backend nanobind is compiled into each module.
+  build+=(--config-settings=cmake.define.TOKENSTEP_NANOBIND_STATIC=ON)
+fi
+run build 180 "${build[@]}"
+export PYTHONPATH="$PWD/$site${PYTHONPATH:+:$PYTHONPATH}"
+run info 15 "$python" -m tokenstep.cli.main info
+
+# ---- tests on the device --------------------------------------------------------------------------------------------
+# The package of this build, not the one beside the sources: tests find it on PYTHONPATH.
+tests=("$python" -m pytest -q -p no:cacheprovider -m "cuda and not slow")
+run tests 120 "${tests[@]}" tests/cuda tests/simt/test_sample*.py
+if command -v compute-sanitizer > /dev/null; then
+  few="test_each_way_through_the_kernel and cuda-solo1 and (top_k or greedy)"
+  for tool in memcheck racecheck synccheck; do
+    run "sanitizer-$tool" 35 compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-regex kns=sample \
+      "${tests[@]}" tests/simt/test_sample_kernels.py -k "$few"
+  done
+else
+  echo "== compute-sanitizer is not on the PATH: skipped"
+fi
+
+# ---- measure --------------------------------------------------------------------------------------------------------
+bench=("$python" -m tokenstep.cli.main bench sample --device cuda --budget 0.15)
+run bench-bfloat16 70 "${bench[@]}" --batches 1,64,128 --dtypes bfloat16 --json "$out/sample-bfloat16.json"
+run bench-float32 45 "${bench[@]}" --batches 1,64 --dtypes float32 --json "$out/sample-float32.json"
+
+if $dry_run; then exit 0; fi
+for dtype in bfloat16 float32; do
+  if [[ -s $out/bench-$dtype.log ]]; then grep -E '^\||^Medians|^Timed' "$out/bench-$dtype.log" || true; fi
+done
+if ((${#failed[@]})); then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
+echo "all steps passed"
