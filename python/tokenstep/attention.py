@@ -1,8 +1,9 @@
 """Attention over a paged KV cache, the append of new keys and values, and the merge of partial results.
 
-Sources: FlashAttention-2 (Dao, arXiv 2307.08691) for the online softmax over tiles; PagedAttention (Kwon et al.,
-arXiv 2309.06180) for the cache in pages; RoFormer (Su et al., arXiv 2104.09864) for rotary positions; StreamingLLM
-(Xiao et al., arXiv 2309.17453) for sinks, here one learned score per head; ALiBi (Press et al., arXiv 2108.12409).
+Sources: FlashAttention-2 (Dao, arXiv 2307.08691) for the online softmax over tiles; PagedAttention (Kwon et
+al., arXiv 2309.06180) for the cache in pages; RoFormer (Su et al., arXiv 2104.09864) for rotary positions;
+StreamingLLM (Xiao et al., arXiv 2309.17453) for sinks, here one learned score per head; ALiBi (Press et al.,
+arXiv 2108.12409).
 
 Arrays are torch tensors, or whatever speaks DLPack (NumPy); results are of the kind of the first argument.
 """
@@ -22,8 +23,8 @@ class Rope:
     """Rotary position embedding, as tables of all positions.
 
     Attributes:
-        cos: Cosines, float32 ``[max_position, rotary_dim / 2]``, contiguous. Dimensions from ``rotary_dim`` on pass
-            unrotated. Any scaling (YaRN, linear, llama3) is in the tables.
+        cos: Cosines, float32 ``[max_position, rotary_dim / 2]``, contiguous. Dimensions from ``rotary_dim``
+            on pass unrotated. Any scaling (YaRN, linear, llama3) is in the tables.
         sin: Sines, the same shape.
         interleaved: Rotate the pairs ``(2i, 2i + 1)`` (GPT-J, the original paper) instead of
             ``(i, i + rotary_dim / 2)`` (GPT-NeoX, Llama).
@@ -61,20 +62,22 @@ def paged_attention(
     """Causal attention of each sequence's last tokens over its keys and values in pages.
 
     The queries of a sequence are its last tokens: with ``n`` of them, query ``i`` stands at position
-    ``seq_len - n + i`` and sees the keys up to there. A query's result has the same bits alone, in any batch, in one
-    prefill or in chunks, whatever the block size, the cache's layout and the number of threads.
+    ``seq_len - n + i`` and sees the keys up to there. A query's result has the same bits alone, in any batch,
+    in one prefill or in chunks, whatever the block size, the cache's layout and the number of threads.
 
     Args:
-        q: Queries ``[T, Hq, D]``, float32, float16 or bfloat16; D a multiple of 8 up to 256, its axis contiguous.
-        k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous; Hq a multiple of Hkv.
+        q: Queries ``[T, Hq, D]``, float32, float16 or bfloat16; D a multiple of 8 up to 256, contiguous.
+        k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous. Hq is a multiple
+            of Hkv.
         v_cache: Values, the same shape.
-        block_table: int32 ``[R, max_blocks]``: block ``i`` of a sequence holds its tokens from ``i * block_size`` on.
+        block_table: int32 ``[R, max_blocks]``: block ``i`` of a sequence holds its tokens from
+            ``i * block_size`` on.
         seq_lens: int32 ``[R]``: all tokens of each sequence, new ones included. 0 gives zeros and lse -inf.
         k: New keys ``[T, Hkv, D]``, written to their pages first (rotated with ``rope``).
         v: New values ``[T, Hkv, D]``.
         rope: Rotates q (a copy) and k at their positions, in float32, rounded once.
-        query_start: int32 ``[R + 1]``: rows ``query_start[r]`` to ``query_start[r + 1]`` of q belong to sequence ``r``.
-            None: one row per sequence. Rows of no sequence give zeros.
+        query_start: int32 ``[R + 1]``: rows ``query_start[r]`` to ``query_start[r + 1]`` of q belong to
+            sequence ``r``. None: one row per sequence. Rows of no sequence give zeros.
         max_query_len: No sequence has more queries than this.
         scale: Factor of the scores; None: ``1 / sqrt(D)``.
         window: Keep the keys at positions > query position - window, itself included.
@@ -85,16 +88,17 @@ def paged_attention(
         v_scale: The same, of the values.
         out: Where to write, like q in shape and type.
         return_lse: Also return the natural log-sum-exp of the scores, sinks included.
-        status: int32 ``[R]`` to fill: 0, 1 (a block id out of range where a block is needed) or 2 (a bad length). A bad
-            sequence gives zeros and lse -inf, and none of its new rows are appended; the others are unaffected.
+        status: int32 ``[R]`` to fill: 0, 1 (a block id out of range where a block is needed) or 2 (a bad
+            length). A bad sequence gives zeros and lse -inf, and none of its new rows are appended; the
+            others are unaffected.
         workspace: Scratch memory of the CUDA kernel; unused on the CPU.
 
     Returns:
         ``out [T, Hq, D]``, or ``(out, lse)`` with lse float32 ``[T, Hq]``.
 
     Raises:
-        ValueError: An argument of the wrong shape or range, or, on the CPU without ``status``, a sequence with a bad
-            block id or length. Nothing has been written then.
+        ValueError: An argument of the wrong shape or range, or, on the CPU without ``status``, a sequence
+            with a bad block id or length. Nothing has been written then.
         TypeError: An argument of the wrong type or dtype.
     """
     return _native.cpu.paged_attention(
@@ -117,7 +121,7 @@ def append_kv(
     k_scale: Any | None = None,
     v_scale: Any | None = None,
 ) -> None:
-    """Writes new keys and values to their pages: the append of :func:`paged_attention` alone, with the same bits.
+    """Writes new keys and values to their pages: the append of :func:`paged_attention`, bit for bit.
 
     Args:
         k: New keys ``[T, Hkv, D]``, the last tokens of their sequences; rotated with ``rope`` on the way.
@@ -133,8 +137,8 @@ def append_kv(
         v_scale: The same, of the values.
 
     Raises:
-        ValueError: An argument of the wrong shape or range, or a sequence with a bad block id or length. Nothing has
-            been written then.
+        ValueError: An argument of the wrong shape or range, or a sequence with a bad block id or length.
+            Nothing has been written then.
         TypeError: An argument of the wrong type or dtype.
     """
     _native.cpu.append_kv(
@@ -143,12 +147,12 @@ def append_kv(
 
 
 def merge_attention(outs: Any, lses: Any) -> tuple[Any, Any]:
-    """Merges attention over S disjoint sets of keys (cascade attention, a shared prefix) into attention over all.
+    """Merges attention over S disjoint sets of keys (cascade attention, a shared prefix) into one over all.
 
     Args:
         outs: Results of each part, ``[S, T, Hq, D]``, float32, float16 or bfloat16, D contiguous.
-        lses: Their log-sum-exps, float32 ``[S, T, Hq]``. Parts with -inf (no keys) are ignored; if all are, the result
-            is zeros and -inf. A sink belongs to one part only.
+        lses: Their log-sum-exps, float32 ``[S, T, Hq]``. Parts with -inf (no keys) are ignored; if all are,
+            the result is zeros and -inf. A sink belongs to one part only.
 
     Returns:
         ``out [T, Hq, D]`` in the type of outs, and ``lse`` float32 ``[T, Hq]``.

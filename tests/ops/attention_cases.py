@@ -84,7 +84,7 @@ def keep_strides(values, dtype):
 
 @dataclass
 class Paged:
-    """Sequences in pages. ``arguments`` are the kernel's; ``exact`` the same in float32, for the reference."""
+    """Sequences in pages. ``arguments`` are the kernel's, ``exact`` the same in float32 for the reference."""
 
     arguments: dict
     exact: dict

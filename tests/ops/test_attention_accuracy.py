@@ -108,7 +108,7 @@ def batches(draw):
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=batches())
 def test_any_batch_is_within_the_rounding_of_its_dtype(case):
     """The bound: weights and outputs rounded to the dtype, and scores computed in float32."""

@@ -1,4 +1,4 @@
-"""append_kv and the append of paged_attention: rotation, rounding, pages; fused and apart give the same bits."""
+"""append_kv and the append of paged_attention: rotation, rounding, pages; the same bits fused and apart."""
 
 import numpy as np
 import pytest
@@ -164,7 +164,7 @@ def test_interleaved_rotation_is_that_of_gptj():
     assert (bits(q) == bits(want)).all()
 
 
-# ---- fused --------------------------------------------------------------------------------------------------
+# ---- fused -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rope", [None, "neox", "interleaved", "partial"])
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -196,7 +196,7 @@ def test_a_rotated_query_without_new_rows_sees_the_cache_as_it_is(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tokens_appended_one_by_one_give_the_bits_of_a_prefill(dtype):
-    """A whole sequence's life: a prefill at once, and the same tokens fed one at a time into another cache."""
+    """A sequence's life: a prefill at once, and the same tokens fed one at a time into another cache."""
     heads = Heads(4, 2, 64)
     rng = np.random.default_rng(7)
     s = random_sequence(rng, dtype, heads, 60, 60)

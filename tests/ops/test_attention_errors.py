@@ -1,5 +1,5 @@
-"""What paged_attention, append_kv and merge_attention refuse: each error names op, argument, what was expected
-and what came, before anything is written."""
+"""What paged_attention, append_kv and merge_attention refuse: each error names op, argument, what was
+expected and what came, before anything is written."""
 
 import inspect
 import math
@@ -75,7 +75,7 @@ def test_the_arguments_that_these_tests_start_from_are_accepted(op):
     getattr(ts, op)(**OPS[op]())
 
 
-# ---- what is no array ---------------------------------------------------------------------------------------
+# ---- what is no array ------------------------------------------------------------------------------------
 ARRAYS = {
     "paged_attention": ["q", "k_cache", "v_cache", "block_table", "seq_lens", "k", "v", "query_start",
                         "alibi_slopes", "sinks", "out", "status"],
@@ -127,7 +127,7 @@ def test_the_tables_of_a_rope_are_arrays():
     both(TypeError, "rope.sin is a list, expected an array", rope=ts.Rope(f32(64, 8), [1.0]))
 
 
-# ---- dtypes -------------------------------------------------------------------------------------------------
+# ---- dtypes ----------------------------------------------------------------------------------------------
 FLOATS = "float32 or float16 or bfloat16"
 
 
@@ -199,7 +199,7 @@ def test_scales_need_a_quantised_cache(name):
     both(ValueError, f"{name} is given, expected None: only quantised caches have scales", **{name: f32(HKV)})
 
 
-# ---- shapes -------------------------------------------------------------------------------------------------
+# ---- shapes ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("head_dim", [0, 4, 12, 20, 264])
 @pytest.mark.parametrize(
     ("op", "name"), [("paged_attention", "q"), ("append_kv", "k"), ("merge_attention", "outs")]
@@ -214,26 +214,27 @@ def test_head_sizes_that_are_no_multiple_of_eight_up_to_256_are_refused(op, name
     )
 
 
+ATTEND, APPEND, MERGE = OPS
 SHAPES = [
-    ("paged_attention", "q", (R, D), "q has shape [3, 16], expected 3 dimensions"),
-    ("paged_attention", "q", (R, 5, D), "q has 5 heads, expected a multiple of the cache's 2"),
-    ("paged_attention", "q", (R, 0, D), "q has 0 heads, expected a multiple of the cache's 2"),
-    ("paged_attention", "q", (R + 1, HQ, D), "q has 4 rows for 3 sequences, expected one each, or query_start"),
-    ("append_kv", "k", (R + 1, HKV, D), "k has 4 rows for 3 sequences, expected one each, or query_start"),
-    ("paged_attention", "k_cache", (BLOCKS, BLOCK_SIZE, D), "k_cache has shape [8, 16, 16], expected [any, any, any, 16] = [num_blocks, block_size, num_kv_heads, head_dim]"),
-    ("paged_attention", "k_cache", (BLOCKS, BLOCK_SIZE, HKV, 24), "k_cache has shape [8, 16, 2, 24], expected [any, any, any, 16]"),
-    ("paged_attention", "v_cache", (BLOCKS, BLOCK_SIZE, 1, D), "v_cache has shape [8, 16, 1, 16], expected [8, 16, 2, 16] = the shape of k_cache"),
-    ("paged_attention", "v_cache", (BLOCKS, 1, HKV, D), "v_cache has shape [8, 1, 2, 16], expected [8, 16, 2, 16]"),
-    ("paged_attention", "k", (R, HQ, D), "k has shape [3, 4, 16], expected [3, 2, 16] = [T, num_kv_heads, head_dim]"),
-    ("paged_attention", "v", (R, HKV, 8), "v has shape [3, 2, 8], expected [3, 2, 16]"),
-    ("append_kv", "v", (R + 1, HKV, D), "v has shape [4, 2, 16], expected [3, 2, 16]"),
-    ("append_kv", "q", (R + 1, HQ, D), "q has shape [4, 4, 16], expected [3, any, 16] = [T, num_heads, head_dim]"),
-    ("append_kv", "q", (R, 3, D), "q has 3 heads, expected a multiple of the cache's 2"),
-    ("paged_attention", "out", (R, HQ, 8), "out has shape [3, 4, 8], expected [3, 4, 16] = the shape of q"),
-    ("paged_attention", "alibi_slopes", (HKV,), "alibi_slopes has shape [2], expected [4] = [num_heads]"),
-    ("paged_attention", "sinks", (1, HQ), "sinks has shape [1, 4], expected [4] = [num_heads]"),
-    ("merge_attention", "outs", (2, R, D), "outs has shape [2, 3, 16], expected 4 dimensions"),
-    ("merge_attention", "lses", (R, HQ), "lses has shape [3, 4], expected [2, 3, 4] = [S, T, num_heads] of outs"),
+    (ATTEND, "q", (R, D), "q has shape [3, 16], expected 3 dimensions"),
+    (ATTEND, "q", (R, 5, D), "q has 5 heads, expected a multiple of the cache's 2"),
+    (ATTEND, "q", (R, 0, D), "q has 0 heads, expected a multiple of the cache's 2"),
+    (ATTEND, "q", (R + 1, HQ, D), "q has 4 rows for 3 sequences, expected one each"),
+    (APPEND, "k", (R + 1, HKV, D), "k has 4 rows for 3 sequences, expected one each, or query_start"),
+    (ATTEND, "k_cache", (BLOCKS, BLOCK_SIZE, D), "k_cache has shape [8, 16, 16], expected [any, any, any"),
+    (ATTEND, "k_cache", (BLOCKS, BLOCK_SIZE, HKV, 24), "k_cache has shape [8, 16, 2, 24], expected [any"),
+    (ATTEND, "v_cache", (BLOCKS, BLOCK_SIZE, 1, D), "v_cache has shape [8, 16, 1, 16], expected [8, 16"),
+    (ATTEND, "v_cache", (BLOCKS, 1, HKV, D), "v_cache has shape [8, 1, 2, 16], expected [8, 16"),
+    (ATTEND, "k", (R, HQ, D), "k has shape [3, 4, 16], expected [3, 2, 16] = [T, num_kv"),
+    (ATTEND, "v", (R, HKV, 8), "v has shape [3, 2, 8], expected [3, 2, 16]"),
+    (APPEND, "v", (R + 1, HKV, D), "v has shape [4, 2, 16], expected [3, 2, 16]"),
+    (APPEND, "q", (R + 1, HQ, D), "q has shape [4, 4, 16], expected [3, any, 16] = [T"),
+    (APPEND, "q", (R, 3, D), "q has 3 heads, expected a multiple of the cache's 2"),
+    (ATTEND, "out", (R, HQ, 8), "out has shape [3, 4, 8], expected [3, 4, 16] = the shape of q"),
+    (ATTEND, "alibi_slopes", (HKV,), "alibi_slopes has shape [2], expected [4] = [num_heads]"),
+    (ATTEND, "sinks", (1, HQ), "sinks has shape [1, 4], expected [4] = [num_heads]"),
+    (MERGE, "outs", (2, R, D), "outs has shape [2, 3, 16], expected 4 dimensions"),
+    (MERGE, "lses", (R, HQ), "lses has shape [3, 4], expected [2, 3, 4] = [S, T, num"),
 ]  # fmt: skip
 
 
@@ -270,7 +271,7 @@ def test_blocks_have_slots_and_heads(shape):
 @pytest.mark.parametrize(
     ("cos", "sin", "words"),
     [
-        ((64, 9), (64, 9), "rope.cos has shape [64, 9], expected [max_position, rotary_dim / 2] with 2 ≤ rotary_dim ≤ 16"),
+        ((64, 9), (64, 9), "rope.cos has shape [64, 9], expected [max_position, rotary_dim / 2]"),
         ((64, 0), (64, 0), "rope.cos has shape [64, 0], expected [max_position, rotary_dim / 2]"),
         ((64,), (64,), "rope.cos has shape [64], expected 2 dimensions"),
         ((64, 8), (63, 8), "rope.sin has shape [63, 8], expected [64, 8] = the shape of rope.cos"),
@@ -290,7 +291,7 @@ def test_sizes_beyond_32_bits_are_refused():
     )  # fmt: skip
 
 
-# ---- strides ------------------------------------------------------------------------------------------------
+# ---- strides ---------------------------------------------------------------------------------------------
 def spread_last_axis(array):
     return np.repeat(array, 2, axis=-1)[..., ::2]
 
@@ -347,7 +348,7 @@ def test_caches_that_are_only_read_may_be_read_only():
     ts.paged_attention(**arguments)
 
 
-# ---- numbers ------------------------------------------------------------------------------------------------
+# ---- numbers ---------------------------------------------------------------------------------------------
 NUMBERS = [
     ("scale", math.nan, "scale = nan, expected a number that is finite in float32, or None"),
     ("scale", math.inf, "scale = inf, expected a number that is finite in float32, or None"),
@@ -412,7 +413,7 @@ def test_more_queries_than_max_query_len_are_refused():
     ts.append_kv(**append_arguments() | {"query_start": start})
 
 
-# ---- torch --------------------------------------------------------------------------------------------------
+# ---- torch -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("op", "name"), EVERY_ARRAY)
 def test_tensors_that_require_grad_are_refused(op, name):
     tensor = torch.ones(2, requires_grad=True)

@@ -158,7 +158,7 @@ def test_memory_that_only_its_dlpack_capsule_keeps_lives_until_the_op_is_done():
         assert_same_bits(batch.attend(rope=rope, alibi_slopes=options, sinks=options), want)
 
 
-# ---- sizes of 0 and 1 ---------------------------------------------------------------------------------------
+# ---- sizes of 0 and 1 ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_no_sequences_and_no_queries_give_empty_results(library):
     kind = (

@@ -109,7 +109,7 @@ def test_a_sink_of_any_size_takes_its_share(sink):
     assert_as_accurate_as_torch(batch, sequences, "float32", sinks=np.full(6, sink, np.float32))
 
 
-# ---- values that are not finite -----------------------------------------------------------------------------
+# ---- values that are not finite --------------------------------------------------------------------------
 @pytest.mark.parametrize("isa", supported_isas())
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)

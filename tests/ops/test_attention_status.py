@@ -34,16 +34,22 @@ def set_block(column, value):
     return change
 
 
+LENGTH, BLOCK = "seq_lens[1] = {}, expected ", "block_table[1, {}] = {}, expected 0 ≤ id < 14"
+IN_TABLE = LENGTH + "0 ≤ length ≤ 96 (6 blocks of 16 in its row of block_table)"
 FAULTS = {
-    "negative length": (set_length(-1), BAD_LENGTH, "seq_lens[1] = -1, expected 0 ≤ length ≤ 96 (6 blocks of 16"),
-    "least length": (set_length(-(1 << 31)), BAD_LENGTH, "seq_lens[1] = -2147483648, expected 0 ≤ length ≤ 96"),
-    "length beyond the table": (set_length(97), BAD_LENGTH, "seq_lens[1] = 97, expected 0 ≤ length ≤ 96"),
-    "greatest length": (set_length((1 << 31) - 1), BAD_LENGTH, "seq_lens[1] = 2147483647, expected 0 ≤ length ≤ 96"),
-    "fewer tokens than queries": (set_length(2), BAD_LENGTH, "seq_lens[1] = 2, expected at least its 3 new tokens, or 0"),
-    "negative block": (set_block(0, -1), BAD_BLOCK, "block_table[1, 0] = -1, expected 0 ≤ id < 14 (blocks of the cache)"),
-    "block beyond the cache": (set_block(4, 14), BAD_BLOCK, "block_table[1, 4] = 14, expected 0 ≤ id < 14"),
-    "greatest block": (set_block(2, (1 << 31) - 1), BAD_BLOCK, "block_table[1, 2] = 2147483647, expected 0 ≤ id < 14"),
-}  # fmt: skip
+    "negative length": (set_length(-1), BAD_LENGTH, IN_TABLE.format(-1)),
+    "least length": (set_length(-(1 << 31)), BAD_LENGTH, IN_TABLE.format(-(1 << 31))),
+    "length beyond the table": (set_length(97), BAD_LENGTH, IN_TABLE.format(97)),
+    "greatest length": (set_length((1 << 31) - 1), BAD_LENGTH, IN_TABLE.format((1 << 31) - 1)),
+    "fewer tokens than queries": (
+        set_length(2),
+        BAD_LENGTH,
+        LENGTH.format(2) + "at least its 3 new tokens, or 0",
+    ),
+    "negative block": (set_block(0, -1), BAD_BLOCK, BLOCK.format(0, -1) + " (blocks of the cache)"),
+    "block beyond the cache": (set_block(4, 14), BAD_BLOCK, BLOCK.format(4, 14)),
+    "greatest block": (set_block(2, (1 << 31) - 1), BAD_BLOCK, BLOCK.format(2, (1 << 31) - 1)),
+}
 each_fault = pytest.mark.parametrize(("change", "code", "words"), FAULTS.values(), ids=FAULTS)
 
 
@@ -150,7 +156,7 @@ def test_status_is_written_for_good_sequences_too():
     assert (status == OK).all()
 
 
-# ---- blocks that are not needed are not judged --------------------------------------------------------------
+# ---- blocks that are not needed are not judged -----------------------------------------------------------
 @pytest.mark.parametrize("value", [-1, 99])
 def test_entries_beyond_the_last_token_may_hold_anything(value):
     batch = batch_of()

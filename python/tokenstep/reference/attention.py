@@ -14,7 +14,7 @@ Ints = NDArray[np.integer[Any]]
 
 
 def rotate(x: Floats, positions: Ints, cos: Floats, sin: Floats, interleaved: bool = False) -> Floats:
-    """RoPE of heads ``x [T, H, D]`` at ``positions [T]``, computed in the type of x; dimensions past the tables pass."""
+    """RoPE of heads ``x [T, H, D]`` at ``positions [T]``, in the type of x; the rest of a head stays."""
     half = cos.shape[1]
     c, s = cos[positions][:, None, :].astype(x.dtype), sin[positions][:, None, :].astype(x.dtype)
     out = x.copy()
@@ -74,27 +74,28 @@ def paged_attention(
     """Attention of ``q [T, Hq, D]`` (already rotated) over the pages: ``out`` and ``lse`` in float64."""
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
+    group = num_heads // num_kv_heads
     out = np.zeros(q.shape, np.float64)
     lse = np.full(q.shape[:2], -np.inf)
     for r, row, position in query_rows(seq_lens, query_start):
         begin = 0 if window is None else max(0, position - window + 1)
         tokens = np.arange(begin, position + 1)
         blocks, slots = block_table[r, tokens // block_size], tokens % block_size
-        for head in range(num_heads):
-            kv_head = head // (num_heads // num_kv_heads)
+        for kv_head in range(num_kv_heads):
+            heads = slice(kv_head * group, (kv_head + 1) * group)  # the query heads that share it
             keys = k_cache[blocks, slots, kv_head].astype(np.float64)
             values = v_cache[blocks, slots, kv_head].astype(np.float64)
-            scores = keys @ q[row, head].astype(np.float64) * (head_dim**-0.5 if scale is None else scale)
+            scores = q[row, heads].astype(np.float64) @ keys.T * (head_dim**-0.5 if scale is None else scale)
             if softcap is not None:
                 scores = softcap * np.tanh(scores / softcap)
             if alibi_slopes is not None:
-                scores = scores + np.float64(alibi_slopes[head]) * (tokens - position)
-            extra = -np.inf if sinks is None else np.float64(sinks[head])
-            top = max(scores.max(), extra)
-            weights = np.exp(scores - top)
-            total = weights.sum() + np.exp(extra - top)
-            out[row, head] = weights @ values / total
-            lse[row, head] = top + np.log(total)
+                scores = scores + alibi_slopes[heads, None].astype(np.float64) * (tokens - position)
+            extra = np.full(group, -np.inf) if sinks is None else sinks[heads].astype(np.float64)
+            top = np.maximum(scores.max(axis=1), extra)
+            weights = np.exp(scores - top[:, None])
+            total = weights.sum(axis=1) + np.exp(extra - top)
+            out[row, heads] = weights @ values / total[:, None]
+            lse[row, heads] = top + np.log(total)
     return out, lse
 
 
