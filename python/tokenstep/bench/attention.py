@@ -1,7 +1,7 @@
 """``tokenstep bench attention``: decode over a paged cache, against one read of K and V and torch's SDPA.
 
-The floor reads as many bytes as the cache holds for the batch. torch gets what it is best at: K and V contiguous
-per sequence, every sequence equally long, no pages to follow.
+The floor reads as many bytes as the cache holds for the batch. torch gets what it is best at: K and V
+contiguous per sequence, every sequence equally long, no pages to follow.
 """
 
 from __future__ import annotations
