@@ -9,6 +9,9 @@ import pytest
 # Functions that may spill or keep a stack frame, and why that costs nothing that matters.
 MAY_SPILL: dict[str, str] = {}
 
+# Sources without a kernel: they are compiled, and have nothing to report.
+HOST_ONLY = {"csrc/cuda/runtime.cu"}
+
 SAMPLE = """
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_ZN9tokenstep4cuda6sampleIfLi512EEEvNS_12SampleParamsE' for 'sm_90a'
@@ -58,8 +61,8 @@ def usages():
 @pytest.mark.slow
 def test_every_source_compiles_for_every_architecture_without_warnings(usages):
     compiled = {(usage.source, usage.architecture) for usage in usages}
-    expected = {(str(s), a) for s in compile_report.sources() for a in compile_report.ARCHITECTURES}
-    assert compiled == expected
+    with_kernels = {str(source) for source in compile_report.sources()} - HOST_ONLY
+    assert compiled == {(s, a) for s in with_kernels for a in compile_report.ARCHITECTURES}
 
 
 @pytest.mark.slow
