@@ -17,19 +17,14 @@ template <int kWarps>
 class SliceCursor {
  public:
   __device__ __forceinline__ SliceCursor(const TileRows& rows, int chunk, int chunk_end)
-      : chunk_tokens_(rows.params.chunk_tokens),
-        seen_begin_(rows.seen_begin),
-        seen_end_(rows.seen_end),
-        chunk_(chunk),
-        chunk_end_(chunk_end) {
+      : rows_(rows), chunk_(chunk), chunk_end_(chunk_end) {
     enter_chunk();
   }
   __device__ __forceinline__ bool valid() const { return chunk_ < chunk_end_; }
   __device__ __forceinline__ int token() const { return token_; }  // the slice's first
   __device__ __forceinline__ void advance() {
-    offset_ += kWarps * kSliceTokens;
     token_ += kWarps * kSliceTokens;
-    if (offset_ < limit_) return;
+    if (token_ < end_) return;
     chunk_ += kMaxLanes;
     enter_chunk();
   }
@@ -37,18 +32,17 @@ class SliceCursor {
  private:
   __device__ __forceinline__ void enter_chunk() {
     for (; chunk_ < chunk_end_; chunk_ += kMaxLanes) {
-      const int begin = chunk_ * chunk_tokens_;
-      limit_ = min(chunk_tokens_, seen_end_ - begin);  // of offsets
-      const int first = max(seen_begin_ - begin, 0) / kSliceTokens;
+      const int chunk_tokens = rows_.params.chunk_tokens, begin = chunk_ * chunk_tokens;
+      end_ = begin + min(chunk_tokens, rows_.seen_end - begin);
+      const int first = max(rows_.seen_begin - begin, 0) / kSliceTokens;
       const int mine = first + (warp_id() - first % kWarps + kWarps) % kWarps;
-      offset_ = mine * kSliceTokens;
-      token_ = begin + offset_;
-      if (offset_ < limit_) return;
+      token_ = begin + mine * kSliceTokens;
+      if (token_ < end_) return;
     }
   }
 
-  const int chunk_tokens_, seen_begin_, seen_end_;
-  int chunk_, chunk_end_, offset_ = 0, limit_ = 0, token_ = 0;
+  const TileRows& rows_;
+  int chunk_, chunk_end_, end_ = 0, token_ = 0;
 };
 
 // Where one token's rows are.
@@ -100,10 +94,11 @@ class CacheRing {
   __device__ __forceinline__ void copy(int stage, const TokenPlace& place) {
     const T* const k_cache = static_cast<const T*>(batch_.k_cache.data);
     const T* const v_cache = static_cast<const T*>(batch_.v_cache.data);
-#pragma unroll
+    const int lane = recomputed(lane_id());
+    [[maybe_unused]] constexpr int kUnroll = kHeadDim > 128 ? 2 : 4;  // more would be more registers
+#pragma unroll kUnroll
     for (int i = 0; i < kSliceTokens * Rows::kPieces / kWarpSize; ++i) {
-      const int number = i * kWarpSize + lane_id(), token = number / Rows::kPieces,
-                piece = number % Rows::kPieces;
+      const int number = i * kWarpSize + lane, token = number / Rows::kPieces, piece = number % Rows::kPieces;
       const int source = __shfl_sync(kAllLanes, place.source, token);
       const int64_t key = __shfl_sync(kAllLanes, place.key, token);
       const int64_t value = __shfl_sync(kAllLanes, place.value, token);

@@ -215,15 +215,16 @@ class AttentionBlock {
       __syncthreads();
     }
     merge.leave_part(merge.part(number));
-    __threadfence();
     __syncthreads();
     uint32_t& shared = Shared::fixed().arrival;
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+      __threadfence();  // the block's part is there before it arrives
       shared = atomicAdd(params_.arrivals + merge.slot_of(item.first_part), 1u + (bad ? kBadArrival : 0u));
+      __threadfence();  // and if it is the last, so are the others'
+    }
     __syncthreads();
     const uint32_t before = shared;
     if (before % kBadArrival != static_cast<unsigned>(item.num_lanes) - 1) return false;
-    __threadfence();
     bad |= before >= kBadArrival;
     return true;
   }
@@ -267,9 +268,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2)
     attention_kernel(const __grid_constant__ AttentionKernelParams params) {
   AttentionWork<AttentionShared<T, kHeadDim, kWarps>> work(params);
   AttentionBlock<T, kHeadDim, kWarps> block(params, work.reuses_slots());
-  AttentionItem item;
 #pragma unroll 1
-  while (work.next(item)) block.run(item);
+  while (const AttentionItem* const item = work.next()) block.run(*item);
   work.finish();
 }
 

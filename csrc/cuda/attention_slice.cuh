@@ -30,7 +30,7 @@ class SliceMath {
   static constexpr int kSteps = kHeadDim / 16;
   // Query fragments stay in registers where there are enough of them; else they are read again for each
   // slice.
-  static constexpr bool kKeepsQueries = kHeadDim <= 128;
+  static constexpr bool kKeepsQueries = kHeadDim <= 96;
 
  public:
   // Once the tile's queries are in shared memory.
@@ -38,12 +38,13 @@ class SliceMath {
     queries_ = queries;
     if constexpr (kKeepsQueries) {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) load_query(step, kept_[step]);
+      for (int step = 0; step < kSteps; ++step) load_query(step, lane_id(), kept_[step]);
     }
   }
 
   __device__ __forceinline__ void score(const char* keys, SliceScores& scores) const {
     float sums[2][4] = {};
+    const int lane = recomputed(lane_id());
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t query[4], key[4];
@@ -51,9 +52,8 @@ class SliceMath {
 #pragma unroll
         for (int i = 0; i < 4; ++i) query[i] = kept_[step][i];
       } else {
-        load_query(step, query);
+        load_query(step, lane, query);
       }
-      const int lane = lane_id();
       load_matrix_x4(key, Rows::piece(keys, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -81,10 +81,11 @@ class SliceMath {
 #pragma unroll
       for (int i = 0; i < 4; ++i) outputs[j][i] *= alpha[i / 2];
     if (mixed && !all_finite(values)) return accumulate_by_position(values, a, rows, rules, slice, outputs);
+    const int lane = recomputed(lane_id());
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t value[4];
-      load_values(values, step, value);
+      load_values(values, step, lane, value);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const uint32_t half[2] = {value[2 * n], value[2 * n + 1]};
@@ -94,12 +95,11 @@ class SliceMath {
   }
 
  private:
-  __device__ __forceinline__ void load_query(int step, uint32_t (&query)[4]) const {
-    const int lane = lane_id();
+  __device__ __forceinline__ void load_query(int step, int lane, uint32_t (&query)[4]) const {
     load_matrix_x4(query, Rows::piece(queries_, lane % 16, 2 * step + lane / 16));
   }
-  __device__ __forceinline__ static void load_values(const char* values, int step, uint32_t (&value)[4]) {
-    const int lane = lane_id();
+  __device__ __forceinline__ static void load_values(const char* values, int step, int lane,
+                                                     uint32_t (&value)[4]) {
     load_matrix_x4_transposed(value, Rows::piece(values, lane % 16, 2 * step + lane / 16));
   }
 
@@ -123,6 +123,7 @@ class SliceMath {
                                                                 int slice, SliceOutputs<kHeadDim>& outputs) {
 #pragma unroll 1
     for (int position = rows.first_position; position <= rows.last_position; ++position) {
+      const int lane = recomputed(lane_id());
       uint32_t seen[2];  // of the tokens of a fragment's two registers
       const int begin = static_cast<int>(first_key(position, rows.params.op.window));
 #pragma unroll
@@ -134,7 +135,7 @@ class SliceMath {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         uint32_t value[4];
-        load_values(values, step, value);
+        load_values(values, step, lane, value);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           const uint32_t half[2] = {value[2 * n] & seen[0], value[2 * n + 1] & seen[1]};
@@ -163,8 +164,9 @@ class SliceMath<float, kHeadDim> {
   __device__ __forceinline__ void load_queries(const char* queries) { queries_ = queries; }
 
   __device__ __forceinline__ void score(const char* keys, SliceScores& scores) const {
-    scores = {};
-#pragma unroll 4
+    // Four partial sums: short chains keep the rounding error of sharp weights small.
+    float4 sums[2][2][2] = {};
+#pragma unroll 2
     for (int piece = 0; piece < Rows::kPieces; ++piece) {
       float4 query[2];
 #pragma unroll
@@ -176,14 +178,23 @@ class SliceMath<float, kHeadDim> {
           const float4 key = load(keys, token_in_slice(n, i), piece);
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
-            float& sum = scores.of[r][n][i];
-            sum = __fmaf_rn(query[r].x, key.x, sum);
-            sum = __fmaf_rn(query[r].y, key.y, sum);
-            sum = __fmaf_rn(query[r].z, key.z, sum);
-            sum = __fmaf_rn(query[r].w, key.w, sum);
+            float4& sum = sums[r][n][i];
+            sum.x = __fmaf_rn(query[r].x, key.x, sum.x);
+            sum.y = __fmaf_rn(query[r].y, key.y, sum.y);
+            sum.z = __fmaf_rn(query[r].z, key.z, sum.z);
+            sum.w = __fmaf_rn(query[r].w, key.w, sum.w);
           }
         }
     }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float4 sum = sums[r][n][i];
+          scores.of[r][n][i] = (sum.x + sum.y) + (sum.z + sum.w);
+        }
   }
 
   __device__ __forceinline__ void accumulate(const char* values, const SliceScores& weights,

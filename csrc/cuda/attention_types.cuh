@@ -43,6 +43,26 @@ struct AttentionKernelParams {
 };
 constexpr uint32_t kBadArrival = 1 << 16;
 
+// ---- work -------------------------------------------------------------------------------------------------
+enum class ItemKind {
+  kClear,     // rows that see no key: of no sequence, of an empty one, of a bad one
+  kLane,      // one lane of a row tile
+  kAllLanes,  // all of them
+};
+
+// One unit of work of a block.
+struct AttentionItem {
+  ItemKind kind;
+  int sequence;                        // num_sequences: rows of no sequence
+  int length, first_row, num_queries;  // of the sequence; length < 0: it is bad
+  int kv_head;
+  int num_tiles, tile;  // row i of the tile: query (16 * tile + i) / group, q head (16 * tile + i) % group
+  int chunk_begin, chunk_end;     // of the sequence, from its first query's window on
+  int num_lanes, lane;            // lane: counted from chunk_begin
+  unsigned long long first_part;  // number of the tile's first partial result
+};
+
+// ---- shared memory ----------------------------------------------------------------------------------------
 // Rows of a matrix in shared memory, in pieces of 16 bytes. Piece c of row r lies where c ^ swizzle(r) would:
 // eight consecutive rows' pieces c then touch all banks once, whatever the power of two in the length of a
 // row.
@@ -90,8 +110,8 @@ struct AttentionShared {
     int items_before[kThreads + 1], slots_before[kThreads + 1];
     int length[kThreads], first_row[kThreads], num_queries[kThreads];
     int warp_items[kWarps], warp_slots[kWarps];
-    unsigned long long item;
-    int entry;
+    unsigned long long claimed;
+    AttentionItem item;
     uint32_t arrival;
   };
 

@@ -10,24 +10,6 @@
 
 namespace tokenstep::cuda {
 
-enum class ItemKind {
-  kClear,     // rows that see no key: of no sequence, of an empty one, of a bad one
-  kLane,      // one lane of a row tile
-  kAllLanes,  // all of them
-};
-
-// One unit of work of a block.
-struct AttentionItem {
-  ItemKind kind;
-  int sequence;                        // num_sequences: rows of no sequence
-  int length, first_row, num_queries;  // of the sequence; length < 0: it is bad
-  int kv_head;
-  int num_tiles, tile;  // row i of the tile: query (16 * tile + i) / group, q head (16 * tile + i) % group
-  int chunk_begin, chunk_end;     // of the sequence, from its first query's window on
-  int num_lanes, lane;            // lane: counted from chunk_begin
-  unsigned long long first_part;  // number of the tile's first partial result
-};
-
 // Lane `index` in the order of the merge, that of the chunks' numbers modulo kMaxLanes: if the lanes go
 // around the end, the first is the one whose chunk is a multiple of kMaxLanes.
 __device__ __forceinline__ int lane_in_order(const AttentionItem& item, int index) {
@@ -52,33 +34,34 @@ class AttentionWork {
     if (!fits_one_wave_ && threadIdx.x == 0) claimed_ = atomicAdd(&params_.counters->next_item, 1ull);
   }
 
-  // All threads call this, and are done with the item before.
-  __device__ __forceinline__ bool next(AttentionItem& item) {
+  // The next item, in shared memory; null: there is none. All threads call this, and are done with the one
+  // before.
+  __device__ __forceinline__ const AttentionItem* next() {
     unsigned long long number;
     if (fits_one_wave_) {
-      if (took_one_) return false;
+      if (took_one_) return nullptr;
       took_one_ = true;
       number = blockIdx.x;
     } else {
       __syncthreads();
       if (threadIdx.x == 0) {
-        fixed_.item = claimed_;
+        fixed_.claimed = claimed_;
         claimed_ =
             atomicAdd(&params_.counters->next_item, 1ull);  // the one after it: known when it is needed
       }
       __syncthreads();
-      number = fixed_.item;
+      number = fixed_.claimed;
     }
     while (number >= items_before_ + static_cast<unsigned>(num_items())) {
-      if (end_entry() == num_entries()) return false;
+      if (end_entry() == num_entries()) return nullptr;
       items_before_ += num_items();
       parts_before_ += num_parts();
       first_entry_ += Shared::kThreads;
       __syncthreads();
       scan();
     }
-    describe(static_cast<int>(number - items_before_), item);
-    return true;
+    describe(static_cast<int>(number - items_before_));
+    return &fixed_.item;
   }
 
   // Whether partial results may have to wait for a slot.
@@ -87,12 +70,14 @@ class AttentionWork {
   // After the last item: the last block to leave puts the counters back to zero.
   __device__ __forceinline__ void finish() {
     if (fits_one_wave_) return;
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) fixed_.arrival = atomicAdd(&params_.counters->num_finished, 1u);
+    if (threadIdx.x == 0) {
+      __threadfence();  // what the block did is known before it counts as finished
+      fixed_.arrival = atomicAdd(&params_.counters->num_finished, 1u);
+      __threadfence();
+    }
     __syncthreads();
     if (fixed_.arrival != gridDim.x - 1) return;
-    __threadfence();
     const unsigned long long parts = parts_before_ + num_parts();
     const int used =
         parts < static_cast<unsigned>(params_.num_slots) ? static_cast<int>(parts) : params_.num_slots;
@@ -182,14 +167,14 @@ class AttentionWork {
     __syncthreads();
   }
 
-  // Item `number` of the entries that were scanned last.
-  __device__ __forceinline__ void describe(int number, AttentionItem& item) {
+  // Item `number` of the entries that were scanned last: by the thread whose entry has it.
+  __device__ __forceinline__ void describe(int number) {
     const int thread = static_cast<int>(threadIdx.x);
     if (fixed_.items_before[thread] <= number && number < fixed_.items_before[thread + 1])
-      fixed_.entry = thread;
+      describe_item(thread, number - fixed_.items_before[thread], fixed_.item);
     __syncthreads();
-    const int entry = fixed_.entry;
-    number -= fixed_.items_before[entry];
+  }
+  __device__ __forceinline__ void describe_item(int entry, int number, AttentionItem& item) const {
     item.sequence = first_entry_ + entry;
     item.length = fixed_.length[entry];
     item.first_row = fixed_.first_row[entry];
