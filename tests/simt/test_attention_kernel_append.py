@@ -1,4 +1,4 @@
-"""Append and rotation in the attention launch: the CPU's bits in the pages, the results of doing it before."""
+"""Append and rotation in the attention launch: the CPU's bits in the pages, and the results of doing it first."""
 
 import numpy as np
 import pytest
