@@ -1,4 +1,4 @@
-"""Append and rotation in the attention launch: the CPU's bits in the pages, and the results of doing it first."""
+"""Append and rotation in the attention launch: the bits of the CPU in pages, of doing it first in results."""
 
 import numpy as np
 import pytest
