@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 
 #include "cuda/runtime.h"
@@ -51,6 +52,19 @@ constexpr std::optional<AttentionGeometry> choose_attention_geometry(const Share
         return AttentionGeometry{blocks, stages};
     }
   return std::nullopt;
+}
+
+// Shared memory of the architectures, in bytes, with which every kernel is checked when it is compiled.
+constexpr DeviceLimits kSharedMemoryOf[] = {
+    {132, true, 227 * 1024, 228 * 1024, 1024},   // sm_90, sm_100
+    {108, false, 163 * 1024, 164 * 1024, 1024},  // sm_80
+    {128, false, 99 * 1024, 100 * 1024, 1024},   // sm_86, sm_89, sm_120
+};
+template <class SharedBytes>
+constexpr bool fits_every_architecture(const SharedBytes& shared_bytes) {
+  return std::all_of(std::begin(kSharedMemoryOf), std::end(kSharedMemoryOf), [&](const DeviceLimits& limits) {
+    return choose_attention_geometry(shared_bytes, limits).has_value();
+  });
 }
 
 // Blocks never outnumber what can be resident (they wait for one another where partial results run out of

@@ -25,8 +25,10 @@ template <class T, int kHeadDim>
 void launch_attention_of(AttentionKernelParams& params, const Stream& stream) {
   constexpr int kWarps = attention_warps(kHeadDim, sizeof(T));
   using Shared = AttentionShared<T, kHeadDim, kWarps>;
+  constexpr auto kSharedBytes = [](int stages) { return Shared::bytes(stages); };
+  static_assert(fits_every_architecture(kSharedBytes));
   const DeviceLimits& limits = limits_of(stream.device_id);
-  const auto geometry = choose_attention_geometry([](int stages) { return Shared::bytes(stages); }, limits);
+  const auto geometry = choose_attention_geometry(kSharedBytes, limits);
   if (!geometry) throw std::runtime_error("tokenstep.paged_attention: this GPU has too little shared memory");
   params.stages = forced_attention.stages ? forced_attention.stages : geometry->stages;
   const int grid = attention_grid(*geometry, limits, most_items(params));

@@ -121,21 +121,21 @@ class SliceMath {
   __device__ __forceinline__ static void accumulate_by_position(const char* values, const uint32_t (&a)[4],
                                                                 const TileRows& rows, const ScoreRules& rules,
                                                                 int slice, SliceOutputs<kHeadDim>& outputs) {
+    const int lane = recomputed(lane_id());
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t value[4];
+      load_values(values, step, lane, value);
 #pragma unroll 1
-    for (int position = rows.first_position; position <= rows.last_position; ++position) {
-      const int lane = recomputed(lane_id());
-      uint32_t seen[2];  // of the tokens of a fragment's two registers
-      const int begin = static_cast<int>(first_key(position, rows.params.op.window));
+      for (int position = rows.first_position; position <= rows.last_position; ++position) {
+        const int begin = static_cast<int>(first_key(position, rows.params.op.window));
+        uint32_t seen[2];  // of the tokens of a fragment's two registers
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const int token = slice + token_in_slice(n, 0);
-        seen[n] = (token >= begin && token <= position ? 0xffffu : 0u) |
-                  (token + 1 >= begin && token + 1 <= position ? 0xffff0000u : 0u);
-      }
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        uint32_t value[4];
-        load_values(values, step, lane, value);
+        for (int n = 0; n < 2; ++n) {
+          const int token = slice + token_in_slice(n, 0);
+          seen[n] = (token >= begin && token <= position ? 0xffffu : 0u) |
+                    (token + 1 >= begin && token + 1 <= position ? 0xffff0000u : 0u);
+        }
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           const uint32_t half[2] = {value[2 * n] & seen[0], value[2 * n + 1] & seen[1]};

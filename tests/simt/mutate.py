@@ -3,8 +3,8 @@
     python tests/simt/mutate.py sample|attention [--build-dir build/...] [--only 3 7 ...] [--list]
 
 Each mutant is compiled for float32 with the commands of an existing build that has the emulator, then runs
-small cases in launches divided in many ways. A mutant that survives is a synchronisation that is not needed, or
-not tested: `survivors` says which, and why. About 20 seconds a mutant.
+small cases in launches divided in many ways. A mutant that survives is a synchronisation that is not needed,
+or not tested: `survivors` says which, and why. About 20 seconds a mutant.
 """
 
 import argparse
