@@ -220,7 +220,9 @@ def test_unknown_fields_are_ignored_with_one_warning_each(caplog: pytest.LogCapt
 
 def test_null_means_the_default() -> None:
     fields = [
-        name for name in body() | {"n": 1, "stop": None, "stream": None, "logit_bias": None} if name != "model"
+        name
+        for name in body() | {"n": 1, "stop": None, "stream": None, "logit_bias": None}
+        if name != "model"
     ]
     served = serve_model()
     reply = post(served, **{name: None for name in fields if name not in ("prompt", "temperature")})

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)"
     )
-    parser.add_argument("--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)"
+    )
     parser.add_argument(
         "--dtype",
         default="auto",

@@ -142,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn
     except ModuleNotFoundError as error:
         print(
-            f"tokenstep serve: {error.name} is missing: pip install 'tokenstep[engine,serve]'", file=sys.stderr
+            f"tokenstep serve: {error.name} is missing: pip install 'tokenstep[serve]'",
+            file=sys.stderr,
         )
         return 1
     del fastapi, prometheus_client, uvicorn

@@ -104,7 +104,7 @@ class Tokenizer:
         return found
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The name of a token, as the vocabulary spells it; None for an id that the tokenizer doesn't have."""
+        """The name of a token as the vocabulary spells it; None for an id that the tokenizer doesn't have."""
         found: str | None = self.backend.id_to_token(token_id)
         return found
 

@@ -22,7 +22,8 @@ from tokenstep.server.state import ServerState
 
 STREAM = {
     "schema": {"type": "string"},
-    "example": 'data: {"id": "cmpl-…", "choices": [{"index": 0, "text": " Berlin", …}], …}\n\ndata: [DONE]\n\n',
+    "example": 'data: {"id": "cmpl-…", "choices": [{"index": 0, "text": " Berlin", …}], …}\n\n'
+    "data: [DONE]\n\n",
 }
 
 

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from tokenstep.completions.errors import RequestError
 from tokenstep.completions.service import CompletionService
 from tokenstep.models.tokenizer import Tokenizer
-from tokenstep.server.body import BodyParser, parse_in_turn, read_body
+from tokenstep.server.body import BodyParser, read_body
 from tokenstep.server.errors import openapi_responses
 from tokenstep.server.metrics import CONTENT_TYPE
 from tokenstep.server.schema import (
@@ -39,9 +39,7 @@ def models_router(state: ServerState) -> APIRouter:
     def cards() -> list[ModelCard]:
         limits = state.require_service().limits
         return [
-            ModelCard(
-                id=name, created=state.started, root=limits.model_name, max_model_len=limits.context
-            )
+            ModelCard(id=name, created=state.started, root=limits.model_name, max_model_len=limits.context)
             for name in (limits.model_name, *sorted(limits.aliases - {limits.model_name}))
         ]
 
@@ -82,7 +80,9 @@ def tokenizer_router(state: ServerState) -> APIRouter:
                 ids = tokenizer.encode(wanted.prompt, wanted.add_special_tokens)
             except ValueError as error:
                 raise RequestError(str(error), param="prompt") from None
-            names = [tokenizer.id_to_token(token) or "" for token in ids] if wanted.return_token_strs else None
+            names = (
+                [tokenizer.id_to_token(token) or "" for token in ids] if wanted.return_token_strs else None
+            )
             return TokenizeResponse(
                 count=len(ids), max_model_len=service.limits.context, tokens=ids, token_strs=names
             ).model_dump_json()
@@ -107,7 +107,8 @@ def tokenizer_router(state: ServerState) -> APIRouter:
             for index, token in enumerate(wanted.tokens):
                 if token >= limits.vocab_size:
                     raise RequestError(
-                        f"tokens[{index}] = {token}, expected 0 ≤ token id < {limits.vocab_size}", param="tokens"
+                        f"tokens[{index}] = {token}, expected 0 ≤ token id < {limits.vocab_size}",
+                        param="tokens",
                     )
             text = limits.tokenizer.decode(wanted.tokens, skip_special_tokens=False)
             return DetokenizeResponse(prompt=text).model_dump_json()

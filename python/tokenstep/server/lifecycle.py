@@ -1,4 +1,4 @@
-"""A server's life: the port opens, the model loads, requests are served, a signal drains, a second one aborts."""
+"""A server's life: the port opens, the model loads, requests are served; a signal drains, a second aborts."""
 
 from __future__ import annotations
 

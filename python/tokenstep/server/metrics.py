@@ -1,4 +1,4 @@
-"""What /metrics shows: HTTP requests as they end, the engine's events as they happen, its state when asked."""
+"""What /metrics shows: HTTP requests as they end, the engine's events as they happen, its state on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Metrics(Observer):
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        info = Gauge("tokenstep_build_info", "always 1; the label is the version", ["version"], registry=registry)
+        info = Gauge(
+            "tokenstep_build_info", "always 1; the label is the version", ["version"], registry=registry
+        )
         info.labels(__version__).set(1)
         self._http_requests = Counter(
             f"{HTTP_PREFIX}_requests",
@@ -116,9 +118,17 @@ class _EngineCollector(Collector):
             ("choices_running", "choices that hold a row of the batch", stats.running),
             ("kv_blocks", "blocks of the KV cache", total),
             ("kv_blocks_used", "of those, held by choices", used),
-            ("kv_blocks_cached", "of those, free but with contents that can be used again", stats.blocks_cached),
+            (
+                "kv_blocks_cached",
+                "of those, free but with contents that can be used again",
+                stats.blocks_cached,
+            ),
             ("kv_used_ratio", "share of the KV cache that is held", used / total if total else 0.0),
-            ("engine_step_seconds", "how long the engine's current step has taken", self._loop.seconds_without_progress()),
+            (
+                "engine_step_seconds",
+                "how long the engine's current step has taken",
+                self._loop.seconds_without_progress(),
+            ),
         ):
             yield GaugeMetricFamily(f"tokenstep_{name}", help_text, value=float(value))
         counters = stats.counters

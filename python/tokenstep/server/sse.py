@@ -36,6 +36,7 @@ class EventStream(Response):
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the whole response."""
         async with contextlib.aclosing(self._rest):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await unless_disconnected(receive, self._send_all(send))
