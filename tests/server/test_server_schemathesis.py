@@ -8,8 +8,10 @@ from typing import Any
 import hypothesis
 import pytest
 from running_server import SCRIPTED, RunningServer, running_server
+from served import serve_model
 
 schemathesis = pytest.importorskip("schemathesis")
+from schemathesis import GenerationMode  # noqa: E402
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.specs.openapi.checks import (  # noqa: E402
     content_type_conformance,
@@ -27,8 +29,17 @@ CHECKS = [
     response_schema_conformance,
     unsupported_method,
 ]
-EXAMPLES = 150
+EXAMPLES = 400
 SECONDS = 10  # more is a hang: the model is quick
+DESCRIPTION = schemathesis.openapi.from_dict(serve_model().app.openapi())
+OPERATIONS = {
+    f"{o.method.upper()} {o.path}": o for o in (found.ok() for found in DESCRIPTION.get_all_operations())
+}
+CASES = [(name, GenerationMode.POSITIVE) for name in OPERATIONS] + [
+    (name, GenerationMode.NEGATIVE)
+    for name in OPERATIONS
+    if name.startswith("POST")  # they have something in them
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +48,22 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def description(server: RunningServer) -> Any:
-    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_no_request_breaks_the_server(operation: str, mode: Any, server: RunningServer) -> None:
+    cases = OPERATIONS[operation].as_strategy(generation_mode=mode)
 
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        database=None,
+    )
+    @hypothesis.given(case=cases)
+    def check(case: Any) -> None:
+        reach_the_model(case.body)
+        case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=SECONDS)
 
-described = schemathesis.pytest.from_fixture("description")
-
-
-@described.parametrize()
-@hypothesis.settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-def test_no_request_breaks_the_server(case: Any, server: RunningServer) -> None:
-    reach_the_model(case.body)
-    case.call_and_validate(checks=CHECKS, timeout=SECONDS)
+    check()
 
 
 def test_nothing_is_left_behind(server: RunningServer) -> None:

@@ -20,8 +20,7 @@ from tokenstep.server.schema import REFERENCES, HttpCompletionRequest
 from tokenstep.server.sse import EventStream
 from tokenstep.server.state import ServerState
 
-STREAM = {
-    "schema": {"type": "string"},
+STREAM = {  # without a schema: OpenAPI 3.1 has no words for the events of a stream
     "example": 'data: {"id": "cmpl-…", "choices": [{"index": 0, "text": " Berlin", …}], …}\n\n'
     "data: [DONE]\n\n",
 }
