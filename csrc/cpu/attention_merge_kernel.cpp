@@ -30,7 +30,7 @@ void merge_row_of(const MergeParams& params, int64_t row) {
       for (int d = 0; d < params.head_dim; ++d) outputs[d] += weight * widen(in[d]);
     }
     const int64_t index = row * params.num_heads + head;
-    write_output({max, static_cast<float>(sum), outputs}, params.head_dim,
+    write_output({max, static_cast<float>(sum), outputs}, params.head_dim, 1.0f,
                  static_cast<T*>(params.out) + index * params.head_dim);
     params.lse[index] = sum == 0.0 ? kMinusInfinity : static_cast<float>(max + std::log(sum));
   }
@@ -40,14 +40,7 @@ void merge_row_of(const MergeParams& params, int64_t row) {
 
 void merge_row(const MergeParams& params, int64_t row) {
   const FpEnvironment environment;
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return merge_row_of<float>(params, row);
-    case DType::kFloat16:
-      return merge_row_of<Half>(params, row);
-    default:
-      return merge_row_of<BFloat>(params, row);
-  }
+  with_element_of(params.dtype, [&](auto element) { merge_row_of<decltype(element)>(params, row); });
 }
 
 }  // namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE

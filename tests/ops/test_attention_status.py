@@ -4,7 +4,16 @@ import re
 
 import numpy as np
 import pytest
-from attention_cases import DTYPES, Heads, assert_same_bits, bits, keep_strides, paged, random_sequence, torch
+from attention_cases import (
+    EVERY_CACHE,
+    Heads,
+    assert_same_bits,
+    bits,
+    keep_strides,
+    paged,
+    random_sequence,
+    torch,
+)
 
 import tokenstep as ts
 from tokenstep import _native
@@ -209,7 +218,7 @@ def test_positions_beyond_the_rope_tables_are_a_bad_length():
     assert status.tolist() == [OK, BAD_LENGTH, OK, OK]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_length_zero_gives_zeros_whatever_the_table_says(dtype):
     batch = batch_of(dtype, [(0, 1), (0, 5)])
     batch.arguments["block_table"][:] = 99
