@@ -22,7 +22,8 @@ constexpr int kMaxChunkTokens = 512;
 // it read.
 constexpr int kMinChunkTokens = 128;
 
-// D = 64: 512 tokens in 8 or 16 bits, 256 in float32. D = 80 ... 128: 512, 256 and 128. D > 128: 256, else 128.
+// D = 64: 512 tokens in 8 or 16 bits, 256 in float32. D = 80 ... 128: 512, 256 and 128. D > 128: 256, else
+// 128.
 constexpr int chunk_tokens(int head_dim, DType cache_dtype) {
   int tokens = kMaxChunkTokens;
   while (tokens > kMinChunkTokens && int64_t{tokens} * head_dim * bytes_of(cache_dtype) > kChunkKeyBytes)

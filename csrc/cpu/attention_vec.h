@@ -157,13 +157,14 @@ TOKENSTEP_VEC void narrow(float x, Half& out) {
 }
 
 // Float8 as a half: with the exponent's bias of 15 for 7 it has 2^-8 of its value, and the CPU widens it,
-// subnormal numbers too. The code of NaN would be 1.875: one more bit makes it NaN.
+// subnormal numbers too. Bit 14 gets a copy of the sign at first; adding one unit changes it for the code of
+// NaN alone (1.875 otherwise), so that the exclusive or leaves it set just there.
 #if defined(__AVX2__)
 using Codes = int8_t __attribute__((vector_size(kLanes)));
 using Halves = int16_t __attribute__((vector_size(kLanes * 2)));
 TOKENSTEP_VEC Halves halves_of(Codes codes) {
-  const Halves placed = (__builtin_convertvector(codes, Halves) << 7) & ~0x4000;
-  return placed | (((placed & 0x7fff) == 0x3f80) & 0x4000);
+  const Halves placed = __builtin_convertvector(codes, Halves) << 7;
+  return placed ^ ((placed + 0x80) & 0x4000);
 }
 #endif
 

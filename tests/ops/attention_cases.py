@@ -50,14 +50,14 @@ def scales_of(dtype, num_kv_heads):
 def array_of(values, dtype):
     """An array of this dtype, and the float32 values that it holds; bfloat16 and float8 are torch tensors.
 
-    Of quantised dtypes, values are those of the codes; int8 has 127 for NaN."""
-    if dtype not in quantised.CODES:
-        return sample_cases.array_of(values, row_dtype(dtype))
-    codes = quantised.encode(np.where(np.isnan(values), 127, values) if dtype == "int8" else values, dtype)
-    exact = quantised.decode(codes, dtype).astype(np.float32)
+    Of one byte, they are those of the nearest codes; int8 has 127 for NaN."""
     if dtype == "int8":
-        return codes.view(np.int8), exact
-    return torch.from_numpy(codes).view(torch.float8_e4m3fn), exact
+        codes = np.rint(np.where(np.isnan(values), 127, values)).astype(np.int8)
+        return codes, codes.astype(np.float32)
+    if dtype == "float8_e4m3":
+        codes = torch.from_numpy(values).to(torch.float8_e4m3fn)
+        return codes, codes.float().numpy()
+    return sample_cases.array_of(values, row_dtype(dtype))
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,10 @@ def paged(sequences, dtype, block_size=16, layout="NHD", rng=None, library=None,
     for r, s in enumerate(sequences):
         k, v = s.k, s.v
         if scales:
-            k, v = codes_of(k, scales["k_scale"], dtype), codes_of(v, scales["v_scale"], dtype)
+            k, v = (
+                array_of(x / scales[n][:, None], cache_dtype(dtype))[1]
+                for n, x in (("k_scale", k), ("v_scale", v))
+            )
         mine, ids = ids[: blocks[r]], ids[blocks[r] :]
         table[r, : blocks[r]] = mine
         for i, block in enumerate(mine):
