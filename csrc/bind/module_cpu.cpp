@@ -11,7 +11,6 @@ namespace nb = nanobind;
 NB_MODULE(_C, m) {
   m.doc() = "CPU kernels of tokenstep. Use the functions of the tokenstep package.";
   tokenstep::bind::translate_errors();
-  tokenstep::cpu::active_isa();  // a wrong TOKENSTEP_ISA fails here, at import
 
   m.attr("numerics_version") = tokenstep::kNumericsVersion;
   m.attr("cuda_state") = TOKENSTEP_CUDA_STATE;

@@ -48,6 +48,7 @@ int32_t read_max(nb::object array) {
   for (int i = 0; i < t.ndim; ++i) bytes *= t.shape[i];
   const int64_t count = bytes / 4;
   nb::gil_scoped_release release;
+  cpu::active_isa();
   const int threads = cpu::num_threads();
   std::vector<int32_t> best(static_cast<size_t>(threads));
   cpu::parallel_for(threads, [&](int i) {

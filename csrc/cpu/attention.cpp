@@ -214,6 +214,7 @@ void clear_unseeing_rows(const AttentionParams& params, const int32_t* status) {
 }  // namespace
 
 void paged_attention(const AttentionParams& params, const int32_t* status) {
+  active_isa();
   if (params.batch.new_k.data) {
     PagedBatch append = params.batch;
     append.q = {};  // the caller's q stays as it is: the kernel rotates its own copy
@@ -240,6 +241,7 @@ void paged_attention(const AttentionParams& params, const int32_t* status) {
 }
 
 void merge_attention(const MergeParams& params) {
+  active_isa();
   const int64_t row_bytes =
       int64_t{params.num_parts} * params.num_heads * params.head_dim * bytes_of(params.dtype);
   const int64_t runs = std::min<int64_t>(params.num_queries, 4 * num_threads());

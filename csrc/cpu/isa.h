@@ -8,7 +8,9 @@ enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
 const char* name_of(Isa isa);
 bool supported(Isa isa);  // compiled in, and the CPU has it
-Isa active_isa();         // the best one, or what TOKENSTEP_ISA names (ValueError if that cannot run here)
+// The best one, or what TOKENSTEP_ISA names: ValueError if that cannot run here. Ops ask first on the calling
+// thread, before they write anything; the workers of a pool could not pass the error on.
+Isa active_isa();
 void set_isa(const char* name);  // for tests: the same bits are expected of every set
 
 // Calls the variant of a kernel for the active instruction set:
@@ -40,7 +42,8 @@ void set_isa(const char* name);  // for tests: the same bits are expected of eve
   namespace portable {                              \
   declaration;                                      \
   }
-#define TOKENSTEP_DISPATCH_ISA(function, ...) (::tokenstep::cpu::portable::function(__VA_ARGS__))
+#define TOKENSTEP_DISPATCH_ISA(function, ...) \
+  (::tokenstep::cpu::active_isa(), ::tokenstep::cpu::portable::function(__VA_ARGS__))
 #endif
 
 }  // namespace tokenstep::cpu

@@ -8,6 +8,7 @@
 namespace tokenstep::cpu {
 
 void append_kv(const PagedBatch& batch, const int32_t* status) {
+  active_isa();
   const auto append_sequence_rows = [&](int r, int64_t begin,
                                         int64_t end) {  // those of its rows in [begin, end)
     const int64_t length = batch.seq_lens[r];

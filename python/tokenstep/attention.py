@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenstep import _native
 
-__all__ = ["Rope", "append_kv", "merge_attention", "paged_attention"]
+__all__ = ["Rope", "append_kv", "attention_workspace_bytes", "merge_attention", "paged_attention"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ def paged_attention(
     Args:
         q: Queries ``[T, Hq, D]``, float32, float16 or bfloat16; D a multiple of 8 up to 256, contiguous.
         k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous. Hq is a multiple
-            of Hkv.
-        v_cache: Values, the same shape.
+            of Hkv. In the dtype of q, or quantised: float8_e4m3 (torch's ``float8_e4m3fn``) or int8.
+        v_cache: Values, the same shape and dtype.
         block_table: int32 ``[R, max_blocks]``: block ``i`` of a sequence holds its tokens from
             ``i * block_size`` on.
         seq_lens: int32 ``[R]``: all tokens of each sequence, new ones included. 0 gives zeros and lse -inf.
@@ -84,27 +84,47 @@ def paged_attention(
         softcap: ``softcap * tanh(score / softcap)``, after the scale.
         alibi_slopes: float32 ``[Hq]``: adds ``slope * (key position - query position)``.
         sinks: float32 ``[Hq]``: one more score per head, without a value.
-        k_scale: Scales of a quantised cache, not supported on the CPU yet.
+        k_scale: float32 ``[Hkv]``, of a quantised cache only: a key is what the cache holds times its head's
+            scale, finite and above 0. New keys are divided by it (after their rotation, in float32), rounded
+            to nearest even and saturated: to ±448, or -128 … 127. NaN stays NaN in float8, and is 0 in int8.
         v_scale: The same, of the values.
         out: Where to write, like q in shape and type.
         return_lse: Also return the natural log-sum-exp of the scores, sinks included.
         status: int32 ``[R]`` to fill: 0, 1 (a block id out of range where a block is needed) or 2 (a bad
             length). A bad sequence gives zeros and lse -inf, and none of its new rows are appended; the
             others are unaffected.
-        workspace: Scratch memory of the CUDA kernel; unused on the CPU.
+        workspace: Memory of the CUDA kernel's own, of any dtype: :func:`attention_workspace_bytes`, zeroed
+            once and left as found, for one call at a time. None: allocated in each call. Unused on the CPU.
 
     Returns:
         ``out [T, Hq, D]``, or ``(out, lse)`` with lse float32 ``[T, Hq]``.
 
     Raises:
         ValueError: An argument of the wrong shape or range, or, on the CPU without ``status``, a sequence
-            with a bad block id or length. Nothing has been written then.
+            with a bad block id or length. Nothing has been written then. On a GPU the host reads no
+            lengths, no block ids and no ``query_start``: what is wrong with them shows in ``status`` alone.
         TypeError: An argument of the wrong type or dtype.
     """
-    return _native.cpu.paged_attention(
+    return _native.module_for(q).paged_attention(
         q, k_cache, v_cache, block_table, seq_lens, k, v, rope, query_start, max_query_len, scale,
         window, softcap, alibi_slopes, sinks, k_scale, v_scale, out, return_lse, status,
+        workspace,
     )  # fmt: skip
+
+
+def attention_workspace_bytes(device: int = 0) -> int:
+    """Size of a ``workspace`` of :func:`paged_attention` on a GPU, whatever the sizes of the call.
+
+    Args:
+        device: Number of the GPU.
+
+    Raises:
+        RuntimeError: No GPU can be used here.
+    """
+    reason = _native.cuda_unusable_because()
+    if _native.cuda is None or reason is not None:
+        raise RuntimeError(f"tokenstep.attention_workspace_bytes: {reason}")
+    return int(_native.cuda.attention_workspace_bytes(device))
 
 
 def append_kv(
@@ -126,14 +146,15 @@ def append_kv(
     Args:
         k: New keys ``[T, Hkv, D]``, the last tokens of their sequences; rotated with ``rope`` on the way.
         v: New values ``[T, Hkv, D]``.
-        k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous.
-        v_cache: Values, the same shape.
+        k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous, in the dtype of
+            k or quantised (float8_e4m3, int8).
+        v_cache: Values, the same shape and dtype.
         block_table: int32 ``[R, max_blocks]``.
         seq_lens: int32 ``[R]``: all tokens of each sequence, the new ones included; 0: nothing to append.
         q: Queries ``[T, Hq, D]`` to rotate in place.
         rope: Rotates k and q at their positions.
         query_start: int32 ``[R + 1]``: rows of each sequence. None: one row per sequence.
-        k_scale: Scales of a quantised cache, not supported on the CPU yet.
+        k_scale: float32 ``[Hkv]``, of a quantised cache only, as in :func:`paged_attention`.
         v_scale: The same, of the values.
 
     Raises:
@@ -141,7 +162,7 @@ def append_kv(
             Nothing has been written then.
         TypeError: An argument of the wrong type or dtype.
     """
-    _native.cpu.append_kv(
+    _native.module_for(k).append_kv(
         k, v, k_cache, v_cache, block_table, seq_lens, q, rope, query_start, k_scale, v_scale
     )
 
@@ -161,5 +182,5 @@ def merge_attention(outs: Any, lses: Any) -> tuple[Any, Any]:
         ValueError: Shapes that do not match.
         TypeError: An argument of the wrong type or dtype.
     """
-    merged: tuple[Any, Any] = _native.cpu.merge_attention(outs, lses)
+    merged: tuple[Any, Any] = _native.module_for(outs).merge_attention(outs, lses)
     return merged

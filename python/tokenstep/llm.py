@@ -22,7 +22,9 @@ Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 class LLM:
     """A language model to complete prompts with.
 
-    Safe to use from several threads: they share the batch. It computes on as many threads as torch does.
+    Safe to use from several threads: they share the batch. It computes in a thread of its own, which begins
+    with the first request and uses as many threads as torch does. After a fork the child begins with its own;
+    requests that were in flight raise GenerationError there and go on in the parent.
 
     Args:
         model: "smollm2", a .gguf file, or a folder with config.json and safetensors.
@@ -32,6 +34,9 @@ class LLM:
         kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
             CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
             leave.
+        max_waiting: prompts that may wait for their turn before more are refused with QueueFull; default: any
+            number.
+        max_waiting_tokens: the same, counted in tokens of prompts and of the most output.
         seed: for requests that give none; default: fresh entropy for each.
         progress: shows a bar on stderr while the model loads, if that is a terminal.
 
@@ -51,10 +56,17 @@ class LLM:
         dtype: str | torch.dtype = "auto",
         max_batch: int = 32,
         kv_tokens: int | None = None,
+        max_waiting: int | None = None,
+        max_waiting_tokens: int | None = None,
         seed: int | None = None,
         progress: bool = True,
     ) -> None:
-        config = EngineConfig(max_batch=max_batch, kv_tokens=kv_tokens)
+        config = EngineConfig(
+            max_batch=max_batch,
+            kv_tokens=kv_tokens,
+            max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
+        )
         place = choose_device(device)
         loaded = load(model, device=place, dtype=dtype, progress=progress)
         self.name = loaded.name
@@ -112,6 +124,7 @@ class LLM:
             RequestError: a parameter is wrong; the message names it.
             TypeError: there is no such parameter.
             GenerationError: the tokens can't be computed.
+            QueueFull: too much is waiting (never without max_waiting and max_waiting_tokens).
         """
         if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
             raise TypeError(f"tokenstep.LLM.complete: unknown parameter {unknown[0]!r}")
@@ -121,6 +134,8 @@ class LLM:
 
     def close(self) -> None:
         """Frees the model and its cache, once no stream uses them. Closing twice does nothing."""
+        if self._service is not None:
+            self._service.loop.close()
         self._service = None
 
     def __enter__(self) -> LLM:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -48,12 +50,16 @@ class ScriptedModel:
         self.script = list(script)
         self.poisoned_length = 0  # logits behind a sequence of this length are NaN
         self.broken = False
+        self.hold_at = 0  # before it goes on from a sequence of this length, it waits for the gate
+        self.gate = threading.Event()
         self.rows: list[int] = []  # of each decoding step
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         if self.broken:
             raise RuntimeError("the model is broken")
         ends = batch.seq_lens.tolist()
+        if self.hold_at in ends:
+            self.gate.wait(30)
         if batch.query_start is None:
             self.rows.append(len(ends))
             return torch.tensor(ends, dtype=torch.float32)[:, None]
@@ -109,10 +115,19 @@ def complete(service: CompletionService, **fields: Any) -> Completion:
     return service.complete(CompletionRequest.parse({**GREEDY, **fields}))
 
 
-def is_idle(service: CompletionService) -> bool:
+def holds_nothing(service: CompletionService) -> bool:
+    """Whether no block and no row is held now."""
     engine = service.engine
     return (
         not engine.has_work
         and engine.blocks.num_free == engine.blocks.num_blocks
         and len(engine._free_slots) == engine.config.max_batch
     )
+
+
+def is_idle(service: CompletionService) -> bool:
+    """Whether no block and no row is held soon: what has been cancelled goes before the next step."""
+    deadline = time.monotonic() + 10
+    while not holds_nothing(service) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return holds_nothing(service)

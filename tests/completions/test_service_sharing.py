@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 from byte_tokenizer import BEGIN
-from scripted_model import CONTEXT, GREEDY, ScriptedModel, complete, is_idle, make_service, recite
+from scripted_model import (
+    CONTEXT,
+    GREEDY,
+    ScriptedModel,
+    complete,
+    holds_nothing,
+    is_idle,
+    make_service,
+    recite,
+)
 
 from tokenstep.completions.errors import GenerationError, RequestError
 from tokenstep.completions.schema import CompletionRequest
@@ -98,64 +107,85 @@ class TestSharing:
 
     def test_streams_that_are_read_in_turn_share_the_batch(self) -> None:
         model = recite("shared")
+        model.hold_at = 3
         service = make_service(model)
         request = CompletionRequest.parse({**GREEDY, "max_tokens": 6, "stream": True})
-        pairs = zip(service.stream(request), service.stream(request), strict=True)
-        assert all(first.choices == second.choices for first, second in pairs)
+        first, second = service.stream(request), service.stream(request)
+        texts = [next(first).choices[0].text]
+        threading.Timer(0.05, model.gate.set).start()  # when the second has come
+        pairs = list(zip(first, second, strict=False))
+        texts += [chunk.choices[0].text for chunk, _ in pairs]
+        assert "".join(texts) == "shared"
         assert 2 in model.rows
 
-    def test_a_stream_that_is_dropped_frees_its_blocks_and_row_at_once(self) -> None:
-        service = make_service(recite("never read to the end"))
-        request = CompletionRequest.parse({**GREEDY, "max_tokens": 20, "n": 2, "stream": True})
+    @pytest.mark.parametrize("drop", ["close", "collect"])
+    def test_a_stream_that_is_dropped_frees_its_blocks_and_rows_before_the_next_step(self, drop: str) -> None:
+        model = recite("never read to the end")
+        model.hold_at = 5
+        service = make_service(model)
+        request = CompletionRequest.parse(
+            {**GREEDY, "max_tokens": 20, "n": 2, "temperature": 1.0, "stream": True}
+        )
         stream = service.stream(request)
         next(stream)
-        assert not is_idle(service)
+        assert not holds_nothing(service)
+        if drop == "close":
+            stream.close()
         del stream
+        model.gate.set()
         assert is_idle(service)
+        assert service.loop.stats().counters.generated_tokens < 20
 
     def test_a_stream_that_is_never_read_costs_nothing(self) -> None:
         service = make_service(recite("never read at all"))
         service.stream(CompletionRequest.parse({**GREEDY, "stream": True}))
+        assert service.loop.stats().counters.steps == 0
         assert is_idle(service)
 
     def test_a_dropped_stream_does_not_disturb_another(self) -> None:
-        service = make_service(recite("the other goes on", prompt_length=1))
+        model = recite("the other goes on", prompt_length=1)
+        model.hold_at = 4
+        service = make_service(model)
         request = CompletionRequest.parse({**GREEDY, "max_tokens": 17, "stream": True})
         dropped, kept = service.stream(request), service.stream(request)
-        text = ""
-        for count, chunk in enumerate(kept):
-            text += chunk.choices[0].text
-            if count == 2:
-                next(dropped)
-            if count == 5:
-                dropped.close()
+        text = next(kept).choices[0].text
+        threading.Timer(0.05, model.gate.set).start()
+        next(dropped)
+        dropped.close()
+        text += "".join(chunk.choices[0].text for chunk in kept)
         assert text == "the other goes on"
         assert is_idle(service)
 
     def test_a_request_that_cannot_be_sampled_fails_alone(self) -> None:
         model = recite("unharmed text")
         model.poisoned_length = 20
+        model.hold_at = 4
         service = make_service(model)
         fine = CompletionRequest.parse({**GREEDY, "max_tokens": 12, "stream": True})
         stream = service.stream(fine)
         text = next(stream).choices[0].text
-        with pytest.raises(GenerationError, match="the model's logits contain NaN or \\+inf"):
+        threading.Timer(0.05, model.gate.set).start()
+        with pytest.raises(GenerationError, match="the model's logits contain NaN or \\+inf") as caught:
             complete(service, prompt=[65] * 18, max_tokens=5)
+        assert caught.value.kind == "bad_logits"
         text += "".join(chunk.choices[0].text for chunk in stream)
         assert text == "unharmed tex"
+        assert service.loop.stats().counters.failures == {"bad_logits": 1}
         assert is_idle(service)
 
     def test_after_a_failed_step_everybody_is_told_and_the_next_request_works(self) -> None:
         model = recite("works again")
+        model.hold_at = 4
         service = make_service(model)
         stream = service.stream(CompletionRequest.parse({**GREEDY, "stream": True}))
         next(stream)
         model.broken = True
-        with pytest.raises(RuntimeError, match="the model is broken"):
+        model.gate.set()
+        with pytest.raises(GenerationError, match="the engine's step has failed: the model is broken"):
             complete(service)
         assert is_idle(service)
-        with pytest.raises(GenerationError, match="the request was dropped"):
-            next(stream)
+        with pytest.raises(GenerationError, match="the model is broken"):
+            list(stream)
         model.broken = False
         assert complete(service, max_tokens=11).choices[0].text == "works again"
         assert is_idle(service)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from tokenstep.engine import Engine, FailureOutput, Output, PromptOutput, Request
+from tokenstep.engine import Engine, FailureKind, FailureOutput, Output, PromptOutput, Request
 from tokenstep.models import ForwardBatch, KVCache, ModelConfig, RopeConfig
 from tokenstep.sampling import SamplingParams, sample
 
@@ -59,8 +60,11 @@ class HistoryModel:
         self.poisoned: set[int] = set()  # hashes whose logits are NaN
         self.impossible: dict[int, int] = {}  # a token that cannot follow a hash
         self.interrupt = False
+        self.gate: threading.Event | None = None  # all but the first pass wait for it
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        if self.gate and self.batches:
+            self.gate.wait(30)
         if self.interrupt:
             raise KeyboardInterrupt
         store = cache.k[0][:, :, 0, 0]
@@ -100,11 +104,11 @@ class Generated:
     finish: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, list[float]] = field(default_factory=dict)
     prompt_logprobs: list[float] | None = None
-    failure: str | None = None
+    failure: tuple[FailureKind, str] | None = None
 
     def take(self, output: Output) -> None:
         if isinstance(output, FailureOutput):
-            self.failure = output.message
+            self.failure = output.kind, output.message
         elif isinstance(output, PromptOutput):
             assert self.prompt_logprobs is None, "a prompt is reported once"
             self.prompt_logprobs = [entry.logprob for entry in output.logprobs]
@@ -121,6 +125,7 @@ def run_engine(engine: Engine, requests: Iterable[Request]) -> list[Generated]:
     """Adds all requests, steps until nothing is left."""
     generated = {request: Generated() for request in requests}
     for request in generated:
+        engine.check(request)
         engine.add(request)
     idle = 0
     while engine.has_work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 from history_model import (
@@ -139,10 +140,9 @@ def test_a_request_may_fill_the_whole_cache(make_engine: MakeEngine) -> None:
 def test_a_request_that_can_never_run_is_refused(make_engine: MakeEngine, kv_tokens: int, limit: int) -> None:
     engine = make_engine(kv_tokens=kv_tokens)
     with pytest.raises(ValueError, match=f"{limit + 1} tokens .* the engine holds {limit}"):
-        engine.add(Request(prompt=[1] * limit, choices=[SAMPLED], max_tokens=1))
+        engine.check(Request(prompt=[1] * limit, choices=[SAMPLED], max_tokens=1))
     with pytest.raises(ValueError, match="prompt is empty"):
-        engine.add(Request(prompt=[], choices=[SAMPLED], max_tokens=1))
-    assert not engine.has_work
+        engine.check(Request(prompt=[], choices=[SAMPLED], max_tokens=1))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_parameters_that_the_sampler_refuses_are_refused_before_others_are_distu
     engine.add(kept)
     engine.step()
     with pytest.raises(ValueError, match=named):
-        engine.add(Request(prompt=prompt, choices=[SAMPLED, params], max_tokens=2))
+        engine.check(Request(prompt=prompt, choices=[SAMPLED, params], max_tokens=2))
     tokens: dict[int, list[int]] = {0: [], 1: []}
     while engine.has_work:
         for output in engine.step():
@@ -232,7 +232,7 @@ def test_a_row_that_cannot_be_sampled_fails_its_request_alone(
     engine = make_engine()
     first, second = run_engine(engine, [good, bad])
     assert [first.tokens[choice] for choice in range(2)] == [alone(good, choice) for choice in range(2)]
-    assert second.failure == "the model's logits contain NaN or +inf"
+    assert second.failure == ("bad_logits", "the model's logits contain NaN or +inf")
     assert second.tokens[1] == alone(bad, 1)[:2]
     assert_all_free(engine)
 
@@ -242,7 +242,8 @@ def test_a_request_with_everything_banned_fails_with_the_reason(make_engine: Mak
     engine = make_engine()
     (generated,) = run_engine(engine, [Request(prompt=[1], choices=[banned], max_tokens=3)])
     assert generated.failure is not None
-    assert "no token is left" in generated.failure
+    assert generated.failure[0] == "no_token_left"
+    assert "no token is left" in generated.failure[1]
     assert_all_free(engine)
 
 
@@ -323,7 +324,7 @@ def test_a_prompt_that_cannot_be_scored_fails_alone(make_engine: MakeEngine, mod
     model.poisoned.add(hash_tokens([4, 5]))
     engine = make_engine()
     failed, generated = run_engine(engine, [bad, good])
-    assert failed.failure == "the model's logits contain NaN or +inf"
+    assert failed.failure == ("bad_logits", "the model's logits contain NaN or +inf")
     assert failed.prompt_logprobs is None
     assert generated.tokens[0] == alone(good, 0)
     assert_all_free(engine)
@@ -351,7 +352,7 @@ def test_requests_with_and_without_log_probabilities_share_a_batch(make_engine: 
     assert second.logprobs == {}
 
 
-@pytest.mark.parametrize("field", ["max_batch", "kv_tokens", "block_size", "prefill_tokens"])
+@pytest.mark.parametrize("field", [field.name for field in fields(EngineConfig)])
 def test_sizes_below_one_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} = 0, expected at least 1"):
         EngineConfig(**{field: 0})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,9 +26,17 @@ def texts(completion: Completion) -> list[str]:
 
 
 def is_idle(llm: ts.LLM) -> bool:
-    """Whether no block of the cache and no row of the batch is held."""
+    """Whether no block of the cache is held soon: what has been cancelled goes before the next step."""
+    deadline = time.monotonic() + 10
+    while holds_something(llm) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return not holds_something(llm)
+
+
+def holds_something(llm: ts.LLM) -> bool:
+    """Whether a block of the cache is held now, or a request open."""
     engine = llm.service.engine
-    return engine.blocks.num_free == engine.blocks.num_blocks and not engine.has_work
+    return engine.blocks.num_free < engine.blocks.num_blocks or engine.has_work
 
 
 def forward_logits(llm: ts.LLM, ids: list[int]) -> npt.NDArray[np.float64]:

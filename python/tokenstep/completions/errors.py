@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the schema is checked where torch may be absent
+    from tokenstep.engine import FailureKind
+
 
 class RequestError(ValueError):
     """The request is wrong.
@@ -20,4 +25,14 @@ class RequestError(ValueError):
 
 
 class GenerationError(RuntimeError):
-    """The request was sound but its tokens can't be computed; the message says why."""
+    """The request was sound but its tokens can't be computed; the message says why.
+
+    Attributes:
+        kind: what it was: logits with NaN ("bad_logits"), every token banned ("no_token_left"), a step of
+            the engine that failed ("broken_step"), an engine that was stopped ("stopped"), a process that
+            was forked ("forked").
+    """
+
+    def __init__(self, message: str, kind: FailureKind) -> None:
+        super().__init__(message)
+        self.kind = kind

@@ -13,12 +13,14 @@ from tokenstep.completions.errors import RequestError
 from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs, prompt_entries
 from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
 from tokenstep.completions.schema import (
+    DEFAULT_MAX_TOKENS,
     UNSUPPORTED,
     Completion,
     CompletionChoice,
     CompletionChunk,
     CompletionRequest,
     PromptEcho,
+    PromptTokensDetails,
     StreamOptions,
     Usage,
 )
@@ -39,6 +41,8 @@ class Limits:
         model_name: what the model is called.
         system_fingerprint: names all that decides the tokens.
         default_seed: for requests without a seed; None: fresh entropy for each.
+        default_max_tokens: for requests without max_tokens; cut to what the context has room for.
+        aliases: other names by which requests may call the model.
     """
 
     tokenizer: Tokenizer
@@ -48,10 +52,24 @@ class Limits:
     model_name: str
     system_fingerprint: str
     default_seed: int | None = None
+    default_max_tokens: int = DEFAULT_MAX_TOKENS
+    aliases: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A piece of choice `index`, the tokens generated for all choices by then, whether it is the last."""
+
+    index: int
+    piece: Piece
+    completion_tokens: int
+    is_last: bool = False
 
 
 class CompletionRun:
     """A request and all its choices; choice i belongs to prompt i // choices_per_prompt.
+
+    The engine's thread files outputs with `take`, another one takes what has come from `ready`.
 
     Args:
         request: what the caller wants; raises RequestError if it can't be served.
@@ -59,8 +77,8 @@ class CompletionRun:
 
     Attributes:
         requests: what the engine is to do, one request a prompt.
-        ready: (choice, piece) that nobody has taken yet.
-        error: why the request can't go on; None as long as it can.
+        ready: what nobody has taken yet.
+        failure: why the request can't go on; None as long as it can.
     """
 
     def __init__(self, request: CompletionRequest, limits: Limits) -> None:
@@ -69,8 +87,8 @@ class CompletionRun:
         self._check(request)
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self.ready: deque[tuple[int, Piece]] = deque()
-        self.error: str | None = None
+        self.ready: deque[Update] = deque()
+        self.failure: FailureOutput | None = None
         self.choices_per_prompt = request.best_of or request.n
         self._all_equal = request.temperature == 0  # then one computed choice serves as all of them
         self.prompts = encode_prompts(request, limits.tokenizer, limits.vocab_size)
@@ -85,16 +103,18 @@ class CompletionRun:
             self._builder(prompt) for prompt in self.prompts for _ in range(self.choices_per_prompt)
         ]
         self._open_choices = len(self.builders)
+        self._cached_tokens = 0
+        self._num_generated = 0
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        return not self._open_choices
+    def is_over(self) -> bool:
+        """Whether nothing more will come to `ready`."""
+        return not self._open_choices or self.failure is not None
 
     def take(self, output: Output) -> list[tuple[Request, int]]:
         """Files one output of the engine; returns the choices that it may stop computing."""
         if isinstance(output, FailureOutput):
-            self.error = output.message
+            self.failure = output
             return []
         prompt = self._prompt_index[output.request]
         first = prompt * self.choices_per_prompt
@@ -106,8 +126,8 @@ class CompletionRun:
         for index in choices if self._all_equal else (first + output.choice,):
             builder = self.builders[index]
             if not builder.finished:
-                self.ready.append((index, builder.push(output.token, output.logprobs, output.finish)))
-                self._open_choices -= builder.finished
+                self._num_generated += 1
+                self._file(index, builder.push(output.token, output.logprobs, output.finish))
                 ended = builder.finished and not output.finish
         return [(output.request, output.choice)] if ended else []
 
@@ -130,12 +150,13 @@ class CompletionRun:
             model=self._limits.model_name,
             system_fingerprint=self._limits.system_fingerprint,
             choices=choices,
-            usage=self._usage(),
+            usage=self._usage(self._num_generated),
             prompt=self._prompt_echo(),
         )
 
-    def chunk(self, index: int, piece: Piece) -> CompletionChunk | None:
-        """The frame for a piece of choice `index`; None if it has nothing that the caller asked for."""
+    def chunk(self, update: Update) -> CompletionChunk | None:
+        """The frame for an update; None if it has nothing that the caller asked for."""
+        index, piece = update.index, update.piece
         asked_ids = self._request.return_token_ids
         if not (piece.text or piece.entries or piece.finish_reason or (asked_ids and piece.token_ids)):
             return None
@@ -146,8 +167,8 @@ class CompletionRun:
             self._has_prompt_ids.add(index)
         chunk = self._frame([choice])
         if self._stream_options.continuous_usage_stats:
-            chunk.usage = self._usage()
-        if self.finished and not self.ready:
+            chunk.usage = self._usage(update.completion_tokens)
+        if update.is_last:
             chunk.prompt = self._prompt_echo()
         return chunk
 
@@ -156,8 +177,13 @@ class CompletionRun:
         if not self._stream_options.include_usage:
             return None
         chunk = self._frame([])
-        chunk.usage = self._usage()
+        chunk.usage = self._usage(self._num_generated)
         return chunk
+
+    def _file(self, index: int, piece: Piece) -> None:
+        """Makes a piece ready. Only the engine's thread counts, so that no count runs ahead of its piece."""
+        self._open_choices -= piece.finish_reason is not None
+        self.ready.append(Update(index, piece, self._num_generated, not self._open_choices))
 
     @property
     def _stream_options(self) -> StreamOptions:
@@ -168,7 +194,7 @@ class CompletionRun:
         for field in UNSUPPORTED:
             if getattr(request, field) is not None:
                 raise RequestError(f"{field} is not supported yet", param=field)
-        if request.model is not None and request.model != self._limits.model_name:
+        if request.model not in (None, self._limits.model_name, *self._limits.aliases):
             raise RequestError(
                 f"model = {request.model!r}, expected {self._limits.model_name!r}",
                 param="model",
@@ -238,8 +264,9 @@ class CompletionRun:
 
     def _max_tokens(self, prompt: EncodedPrompt) -> int:
         """Tokens that may be generated after `prompt`; raises RequestError if they don't fit the context."""
-        prompt_tokens, wanted, context = len(prompt.ids), self._request.max_tokens, self._limits.context
         explicit = self._request.given("max_tokens")
+        wanted = self._request.max_tokens if explicit else self._limits.default_max_tokens
+        prompt_tokens, context = len(prompt.ids), self._limits.context
         room = context - prompt_tokens
         if room >= wanted:
             return wanted
@@ -270,14 +297,14 @@ class CompletionRun:
             counter = OffsetCounter(self._limits.tokenizer, request.skip_special_tokens)
             self._prompt_entries[prompt] = prompt_entries(self.prompts[prompt].ids, output.logprobs, counter)
         ends = not output.request.max_tokens
-        self._open_choices -= len(choices) if ends else 0
+        self._cached_tokens += output.cached_tokens
         for index in choices:
             self.builders[index].finished = ends
             piece = Piece(finish_reason="length" if ends else None)
             if request.echo:
                 piece.text = self.prompts[prompt].whole_text if ends else self.prompts[prompt].text
                 piece.entries = list(self._prompt_entries[prompt]) if request.logprobs is not None else []
-            self.ready.append((index, piece))
+            self._file(index, piece)
 
     def _choice(self, index: int, prompt: int, piece: Piece) -> CompletionChoice:
         logprobs = None
@@ -316,11 +343,11 @@ class CompletionRun:
         builder = self.builders[index]
         return builder.logprob_sum / max(1, builder.num_tokens)
 
-    def _usage(self) -> Usage:
+    def _usage(self, completion_tokens: int) -> Usage:
         prompt_tokens = sum(len(prompt.ids) for prompt in self.prompts)
-        completion_tokens = sum(builder.num_tokens for builder in self.builders)
         return Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached_tokens),
         )

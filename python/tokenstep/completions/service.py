@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import logging
-import threading
-from collections.abc import Callable, Generator
+import queue
+from collections.abc import AsyncGenerator, Callable, Generator
 
 from tokenstep.completions.choice import Piece
 from tokenstep.completions.errors import GenerationError
-from tokenstep.completions.run import CompletionRun, Limits
-from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest
-from tokenstep.engine import Engine, Request
+from tokenstep.completions.run import CompletionRun, Limits, Update
+from tokenstep.completions.schema import (
+    DEFAULT_MAX_TOKENS,
+    Completion,
+    CompletionChunk,
+    CompletionRequest,
+)
+from tokenstep.engine import Engine, EngineLoop, FailureOutput, Output
 from tokenstep.models.tokenizer import Tokenizer
 
 request_log = logging.getLogger("tokenstep.requests")
 
 
 class CompletionService:
-    """Serves completions from one engine, to any number of threads.
+    """Serves completions from one engine, to any number of threads and asyncio tasks.
 
-    Whoever waits for tokens runs the engine, one step at a time; a step serves all requests in flight.
+    The engine runs in a thread of its own (`loop`), so that nobody who waits for tokens holds up another.
+    Every method that begins a request raises
+
+        RequestError: the request is wrong.
+        QueueFull: too many are waiting (see EngineConfig.max_waiting); it says when to come back.
+        EngineStopped: the service is shutting down.
+        GenerationError: the tokens can't be computed.
 
     Args:
         engine: computes the tokens.
@@ -27,6 +41,12 @@ class CompletionService:
         model_name: what the model is called in requests and responses.
         system_fingerprint: names all that decides the tokens.
         default_seed: for requests without a seed; None: fresh entropy for each.
+        default_max_tokens: for requests without max_tokens.
+        aliases: other names by which requests may call the model.
+
+    Attributes:
+        loop: the engine's thread: health, statistics, shutdown; its `observer` is told of every token.
+        limits: what the model allows, with its tokenizer and names.
     """
 
     def __init__(
@@ -37,9 +57,12 @@ class CompletionService:
         model_name: str,
         system_fingerprint: str,
         default_seed: int | None = None,
+        default_max_tokens: int = DEFAULT_MAX_TOKENS,
+        aliases: frozenset[str] = frozenset(),
     ) -> None:
         self.engine = engine
-        self._limits = Limits(
+        self.loop = EngineLoop(engine)
+        self.limits = Limits(
             tokenizer=tokenizer,
             vocab_size=engine.vocab_size,
             context=engine.max_length,
@@ -47,19 +70,16 @@ class CompletionService:
             model_name=model_name,
             system_fingerprint=system_fingerprint,
             default_seed=default_seed,
+            default_max_tokens=default_max_tokens,
+            aliases=aliases,
         )
-        self._lock = threading.Lock()
-        self._runs: dict[Request, CompletionRun] = {}
 
     def complete(self, request: CompletionRequest, on_piece: Callable[[], None] | None = None) -> Completion:
-        """The whole response; `on_piece` is called whenever there is something new.
-
-        Raises RequestError for a bad request, GenerationError if its tokens can't be computed.
-        """
+        """The whole response; `on_piece` is called whenever there is something new."""
         run = self._prepare(request)
         pieces = [Piece() for _ in run.builders]
-        for index, piece in self._pieces(run):
-            pieces[index].add(piece)
+        for update in self._updates(run):
+            pieces[update.index].add(update.piece)
             if on_piece:
                 on_piece()
         return run.completion(pieces)
@@ -68,64 +88,99 @@ class CompletionService:
         """The response in chunks. A bad request raises here; closing or dropping the stream ends it."""
         return self._chunks(self._prepare(request))
 
+    async def complete_async(self, request: CompletionRequest) -> Completion:
+        """The whole response. Cancelling the task ends the request."""
+        run = await asyncio.to_thread(self._prepare, request)
+        pieces = [Piece() for _ in run.builders]
+        async with contextlib.aclosing(self._updates_async(run)) as updates:
+            async for update in updates:
+                pieces[update.index].add(update.piece)
+        return await asyncio.to_thread(run.completion, pieces)
+
+    async def stream_async(self, request: CompletionRequest) -> AsyncGenerator[CompletionChunk]:
+        """The response in chunks; an error before the first is raised where the first is awaited.
+
+        Cancelling the task that waits, or `aclose`, ends the request: use `contextlib.aclosing`.
+        """
+        run = await asyncio.to_thread(self._prepare, request)
+        async with contextlib.aclosing(self._updates_async(run)) as updates:
+            async for update in updates:
+                if chunk := run.chunk(update):
+                    yield chunk
+        if last := run.usage_chunk():
+            yield last
+
     def _chunks(self, run: CompletionRun) -> Generator[CompletionChunk]:
-        for index, piece in self._pieces(run):
-            if chunk := run.chunk(index, piece):
+        for update in self._updates(run):
+            if chunk := run.chunk(update):
                 yield chunk
         if last := run.usage_chunk():
             yield last
 
     def _prepare(self, request: CompletionRequest) -> CompletionRun:
-        run = CompletionRun(request, self._limits)
+        run = CompletionRun(request, self.limits)
+        for wanted in run.requests:
+            self.engine.check(wanted)
         prompt = f" prompt={request.prompt!r}" if request.log_prompt else ""
         request_log.info("%s prompts=%d user=%r%s", run.id, len(run.prompts), request.user, prompt)
         return run
 
-    def _pieces(self, run: CompletionRun) -> Generator[tuple[int, Piece]]:
-        """Pieces of all choices as they come."""
+    def _updates(self, run: CompletionRun) -> Generator[Update]:
+        """What comes of all choices, as it comes."""
+        arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
         try:
-            with self._lock:
-                for request in run.requests:
-                    self._runs[request] = run
-                    self.engine.add(request)
+            self.loop.submit(run.requests, functools.partial(self._take, run, lambda: arrived.put(None)))
             while True:
+                is_over = run.is_over  # asked first: what comes after stays for the next round
                 while run.ready:
                     yield run.ready.popleft()
-                if run.error is not None:
-                    raise GenerationError(run.error)
-                if run.finished:
-                    return
-                self._advance(run)
+                if is_over:
+                    break
+                arrived.get()
+            _raise_failure(run)
         finally:
-            for request in run.requests:
-                self._runs.pop(request, None)
-                self.engine.cancel(request)
-            # this may run inside a step, when a forgotten stream is collected: never wait for the lock here
-            if self._lock.acquire(blocking=False):
-                try:
-                    self.engine.drop_cancelled()
-                finally:
-                    self._lock.release()
+            self._cancel(run)
 
-    def _advance(self, run: CompletionRun) -> None:
-        """One step of the engine, unless another thread has got `run` further meanwhile."""
-        with self._lock:
-            if run.ready or run.finished or run.error is not None:
-                return
-            assert self.engine.has_work, "the engine knows every request in flight"
-            try:
-                outputs = self.engine.step()
-            except BaseException:
-                self._give_up()
-                raise
+    async def _updates_async(self, run: CompletionRun) -> AsyncGenerator[Update]:
+        """The same for a task."""
+        tasks = asyncio.get_running_loop()
+        arrived = asyncio.Event()
+
+        def notify() -> None:
+            with contextlib.suppress(RuntimeError):  # the tasks' loop is closed: nobody waits
+                tasks.call_soon_threadsafe(arrived.set)
+
+        try:
+            self.loop.submit(run.requests, functools.partial(self._take, run, notify))
+            while True:
+                arrived.clear()
+                is_over = run.is_over
+                while run.ready:
+                    yield run.ready.popleft()
+                if is_over:
+                    break
+                await arrived.wait()
+            _raise_failure(run)
+        finally:
+            self._cancel(run)
+
+    def _take(self, run: CompletionRun, notify: Callable[[], None], outputs: list[Output]) -> None:
+        """Files outputs, in the engine's thread: a choice that a stop string has ended computes no more."""
+        try:
             for output in outputs:
-                if owner := self._runs.get(output.request):
-                    for request, choice in owner.take(output):
-                        self.engine.cancel(request, choice)
-            self.engine.drop_cancelled()
+                for request, choice in run.take(output):
+                    self.loop.cancel(request, choice)
+        except Exception as error:
+            run.failure = FailureOutput(outputs[0].request, "broken_step", f"internal error: {error!r}")
+            raise
+        finally:
+            notify()
 
-    def _give_up(self) -> None:
-        """After a step that broke off midway nothing in flight can go on."""
-        for run in list(self._runs.values()):
-            run.error = "the engine has failed or was interrupted; the request was dropped"
-        self.engine.reset()
+    def _cancel(self, run: CompletionRun) -> None:
+        for request in run.requests:
+            self.loop.cancel(request)
+
+
+def _raise_failure(run: CompletionRun) -> None:
+    if run.failure is not None:
+        raise GenerationError(run.failure.message, run.failure.kind)

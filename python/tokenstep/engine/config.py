@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -29,16 +29,20 @@ class EngineConfig:
         kv_tokens: tokens that the KV cache holds, rounded up to whole blocks; None: see `default_kv_tokens`.
         block_size: tokens in a block of the KV cache.
         prefill_tokens: prompt tokens computed in one forward pass; longer prompts take several.
+        max_waiting: prompts that may wait for their turn, before more are refused; None: any number.
+        max_waiting_tokens: tokens, of prompts and of the most output, that may wait; None: any number.
     """
 
     max_batch: int = 32
     kv_tokens: int | None = None
     block_size: int = 16
     prefill_tokens: int = 512
+    max_waiting: int | None = None
+    max_waiting_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "kv_tokens", "block_size", "prefill_tokens"):
-            value = getattr(self, name)
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
             if value is not None and value < 1:
                 raise ValueError(f"tokenstep.EngineConfig: {name} = {value}, expected at least 1")
 

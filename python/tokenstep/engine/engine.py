@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from tokenstep.engine.block_manager import BlockManager
 from tokenstep.engine.config import SPARE_BLOCKS, EngineConfig
 from tokenstep.engine.request import (
     Choice,
+    FailureKind,
     FailureOutput,
     FinishReason,
     Output,
@@ -25,11 +27,12 @@ from tokenstep.engine.request import (
 )
 from tokenstep.engine.runner import BAD_LOGITS, NO_TOKEN_LEFT, Runner, Sampled
 from tokenstep.engine.scheduler import Demand, plan_admission
+from tokenstep.engine.stats import Counters, EngineStats
 from tokenstep.models import DecoderModel
 
-FAILURES = {
-    BAD_LOGITS: "the model's logits contain NaN or +inf",
-    NO_TOKEN_LEFT: "no token is left to draw: every one is banned or has probability 0",
+FAILURES: dict[int, tuple[FailureKind, str]] = {
+    BAD_LOGITS: ("bad_logits", "the model's logits contain NaN or +inf"),
+    NO_TOKEN_LEFT: ("no_token_left", "no token is left to draw: every one is banned or has probability 0"),
 }
 
 
@@ -70,14 +73,24 @@ class Engine:
         self._batch_is_current = False
         self._states: dict[Request, RequestState] = {}
         self._cancelled: deque[tuple[Request, int | None]] = deque()
+        self.counters = Counters()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
         return bool(self._states)
 
-    def add(self, request: Request) -> None:
-        """Queues `request`; raises ValueError or TypeError if it could never run."""
+    def __contains__(self, request: Request) -> bool:
+        """Whether `request` has been added and isn't done."""
+        return request in self._states
+
+    def is_waiting(self, request: Request) -> bool:
+        """Whether nothing has been computed for `request` yet."""
+        state = self._states.get(request)
+        return state is not None and not state.prompt_table
+
+    def check(self, request: Request) -> None:
+        """Raises ValueError or TypeError if `request` could never run. Safe from any thread."""
         if not request.prompt:
             raise ValueError("tokenstep.engine: the prompt is empty")
         length = len(request.prompt) + request.max_tokens
@@ -87,6 +100,9 @@ class Engine:
             )
         for params in request.choices:
             self.runner.check(params, request.prompt)
+
+    def add(self, request: Request) -> None:
+        """Queues a request that has passed `check`."""
         state = self._states[request] = RequestState(request)
         self._waiting.append(state)
 
@@ -97,6 +113,7 @@ class Engine:
     def step(self) -> list[Output]:
         """Computes the next piece of work; returns what came of it, in order."""
         self.drop_cancelled()
+        self.counters.steps += 1
         self._admit()
         outputs = self._prefill()
         if ready := [
@@ -119,6 +136,29 @@ class Engine:
                 continue
             for choice in [choice for choice in state.live if choice.index == index and choice.num_generated]:
                 self._finish(choice)
+
+    def recover(self, error: BaseException) -> list[Output]:
+        """After a step that raised `error`: drops all requests, and says so."""
+        message = f"the engine's step has failed: {error or type(error).__name__}"
+        self.counters.failures["broken_step"] = self.counters.failures.get("broken_step", 0) + len(
+            self._states
+        )
+        outputs: list[Output] = [FailureOutput(request, "broken_step", message) for request in self._states]
+        self.reset()
+        return outputs
+
+    def stats(self, waiting: int, waiting_tokens: int) -> EngineStats:
+        """A snapshot; the numbers of what waits are the caller's."""
+        blocks = self.blocks
+        return EngineStats(
+            waiting=waiting,
+            waiting_tokens=waiting_tokens,
+            running=len(self._running),
+            blocks_used=blocks.num_blocks - blocks.num_free,
+            blocks_cached=0,
+            blocks_total=blocks.num_blocks,
+            counters=replace(self.counters, failures=dict(self.counters.failures)),
+        )
 
     def reset(self) -> None:
         """Forgets all requests; for after a step that broke off midway."""
@@ -208,9 +248,11 @@ class Engine:
                 return [self._fail(state, BAD_LOGITS)]
             state.prompt_logprobs += scored
         state.num_computed += len(piece)
+        self.counters.computed_tokens += len(piece)
         if state.num_computed < len(request.prompt):
             return []
         self._prefilling.remove(state)
+        self.counters.prompt_tokens += len(request.prompt)
         state.last_hidden = hidden[-1:]
         if not request.max_tokens:
             self._drop(state)
@@ -248,6 +290,7 @@ class Engine:
                 continue
             if request not in self._states:  # another choice of it has failed in this step
                 continue
+            self.counters.generated_tokens += 1
             choice.num_generated += 1
             choice.last_token = token
             finish = self._finish_reason(choice)
@@ -268,7 +311,9 @@ class Engine:
     def _fail(self, state: RequestState, status: int) -> FailureOutput:
         """Drops a request that can't go on; the others aren't touched."""
         self._drop(state)
-        return FailureOutput(state.request, FAILURES.get(status, f"sampling status {status}"))
+        kind, message = FAILURES[status]
+        self.counters.failures[kind] = self.counters.failures.get(kind, 0) + 1
+        return FailureOutput(state.request, kind, message)
 
     def _finish(self, choice: Choice) -> None:
         """Takes `choice` out and frees what it holds; the request with it, if it was the last."""

@@ -16,6 +16,7 @@ from tokenstep.engine.block_manager import BlockTable
 from tokenstep.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
+FailureKind = Literal["bad_logits", "no_token_left", "broken_step", "stopped", "forked"]
 
 
 @dataclass(eq=False)
@@ -39,6 +40,11 @@ class Request:
     end_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+    @property
+    def max_total_tokens(self) -> int:
+        """The most tokens that may be computed for it."""
+        return len(self.prompt) + len(self.choices) * self.max_tokens
 
 
 @dataclass(slots=True)
@@ -64,10 +70,14 @@ class TokenOutput:
 
 @dataclass(slots=True)
 class PromptOutput:
-    """The prompt has been computed. `logprobs`: of its tokens but the first, if they were wanted."""
+    """The prompt has been computed.
+
+    `logprobs`: of its tokens but the first, if they were wanted. `cached_tokens`: found in the prefix cache.
+    """
 
     request: Request
     logprobs: list[TokenLogprobs]
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -75,6 +85,7 @@ class FailureOutput:
     """The request cannot go on; none of its choices will."""
 
     request: Request
+    kind: FailureKind
     message: str
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,8 +54,9 @@ class Runner:
         self.device = model.device
         self.vocab_size = vocab_size
         self.cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype, model.device)
-        self.sampler = Sampler(max_batch + 1, vocab_size, str(model.device))
-        self._trial_row = max_batch
+        self.sampler = Sampler(max_batch, vocab_size, str(model.device))
+        self._trial_sampler = Sampler(1, vocab_size)
+        self._trial_lock = threading.Lock()
         self._block_size = block_size
         # one row a slot, written when a choice gets the slot: a step only picks rows
         self._tables = torch.zeros(
@@ -64,9 +66,12 @@ class Runner:
         self._rows: Tensor | None = None
 
     def check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
-        """Raises ValueError or TypeError if `admit` would refuse the parameters or an id of the prompt."""
-        self.sampler.admit(self._trial_row, params, prompt)
-        self.sampler.release(self._trial_row)
+        """Raises ValueError or TypeError if `admit` would refuse the parameters or an id of the prompt.
+
+        Safe from any thread.
+        """
+        with self._trial_lock:
+            self._trial_sampler.admit(0, params, prompt)
 
     def admit(self, slot: int, table: BlockTable, params: SamplingParams, prompt: Sequence[int]) -> None:
         """Sets up `slot` for a choice that will write to the blocks of `table`."""
