@@ -2,6 +2,7 @@
 // row once, S * Hq * (D + 1) elements, and writes Hq * (D + 1). Parts are added in index order in float32.
 #include <cmath>
 
+#include "common/merge_weight.h"
 #include "cpu/attention_item.h"
 #include "cpu/attention_softmax.h"
 #include "cpu/fp_environment.h"
@@ -23,7 +24,7 @@ void merge_row_of(const MergeParams& params, int64_t row) {
     memset(outputs, 0, sizeof outputs);
     for (int part = 0; part < params.num_parts; ++part) {
       if (lse_of(part) == kMinusInfinity) continue;  // no keys: its output is not even read
-      const float weight = std::exp(lse_of(part) - max);
+      const float weight = merge_weight(lse_of(part), max);
       const T* in = static_cast<const T*>(params.outs) + part * params.part_stride + row * params.row_stride +
                     head * params.head_stride;
       sum += weight;
