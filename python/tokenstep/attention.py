@@ -140,6 +140,7 @@ def append_kv(
     query_start: Any | None = None,
     k_scale: Any | None = None,
     v_scale: Any | None = None,
+    status: Any | None = None,
 ) -> None:
     """Writes new keys and values to their pages: the append of :func:`paged_attention`, bit for bit.
 
@@ -156,14 +157,16 @@ def append_kv(
         query_start: int32 ``[R + 1]``: rows of each sequence. None: one row per sequence.
         k_scale: float32 ``[Hkv]``, of a quantised cache only, as in :func:`paged_attention`.
         v_scale: The same, of the values.
+        status: int32 ``[R]`` to fill, as in :func:`paged_attention`: of a bad sequence nothing is appended or
+            rotated.
 
     Raises:
-        ValueError: An argument of the wrong shape or range, or a sequence with a bad block id or length.
-            Nothing has been written then.
+        ValueError: An argument of the wrong shape or range, or, on the CPU without ``status``, a sequence
+            with a bad block id or length. Nothing has been written then.
         TypeError: An argument of the wrong type or dtype.
     """
     _native.module_for(k).append_kv(
-        k, v, k_cache, v_cache, block_table, seq_lens, q, rope, query_start, k_scale, v_scale
+        k, v, k_cache, v_cache, block_table, seq_lens, q, rope, query_start, k_scale, v_scale, status
     )
 
 
