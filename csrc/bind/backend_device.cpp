@@ -2,6 +2,7 @@
 #include "bind/backend.h"
 #include "common/check.h"
 #include "cuda/attention.h"
+#include "cuda/kv_append.h"
 #include "cuda/runtime.h"
 #include "cuda/sample.h"
 #ifdef TOKENSTEP_SIMT
@@ -65,12 +66,19 @@ void paged_attention(const AttentionParams& params, const Queue& queue) {
 #endif
   cuda::paged_attention(params, stream_of(queue));
 }
-void append_kv(const PagedBatch&, const Queue&) {
-  raise<ValueError>("append_kv", "k is on %s, where this op is not built yet, expected cpu", kDeviceName);
+void append_kv(const PagedBatch& batch, const Queue& queue) {
+#ifdef TOKENSTEP_SIMT
+  EmulatedBuffers allowed;
+  allowed.add(batch, true);
+#endif
+  cuda::append_kv(batch, stream_of(queue));
 }
-void merge_attention(const MergeParams&, const Queue&) {
-  raise<ValueError>("merge_attention", "outs is on %s, where this op is not built yet, expected cpu",
-                    kDeviceName);
+void merge_attention(const MergeParams& params, const Queue& queue) {
+#ifdef TOKENSTEP_SIMT
+  EmulatedBuffers allowed;
+  allowed.add(params);
+#endif
+  cuda::merge_attention(params, stream_of(queue));
 }
 
 void Deleter::operator()(void* memory) const { cuda::deallocate(memory, device_id); }

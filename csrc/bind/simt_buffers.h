@@ -80,6 +80,18 @@ class EmulatedBuffers {
     add(batch.k_scale, batch.num_kv_heads);
     add(batch.v_scale, batch.num_kv_heads);
   }
+  void add(const MergeParams& p) {
+    const int64_t size = bytes_of(p.dtype), heads = int64_t{p.num_queries} * p.num_heads;
+    for (int64_t part = 0; part < p.num_parts; ++part)
+      for (int64_t row = 0; row < p.num_queries; ++row) {
+        add_rows(static_cast<const char*>(p.outs) + (part * p.part_stride + row * p.row_stride) * size,
+                 p.num_heads, p.head_stride * size, p.head_dim * size);
+        add_rows(p.lses + part * p.lse_part_stride + row * p.lse_row_stride, p.num_heads, p.lse_head_stride,
+                 1);
+      }
+    add(static_cast<char*>(p.out), heads * p.head_dim * size);
+    add(p.lse, heads);
+  }
 
  private:
   static std::vector<simt::Buffer>& buffers() { return cuda::emulation.buffers; }

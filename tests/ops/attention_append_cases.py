@@ -1,7 +1,17 @@
 """Batches whose last rows are still to be appended, for the tests of the append and of its fusion."""
 
 import numpy as np
-from attention_cases import Heads, bits, keep_strides, paged, random_sequence, rounded, torch
+from attention_cases import (
+    Heads,
+    bits,
+    cache_dtype,
+    codes_of,
+    keep_strides,
+    paged,
+    random_sequence,
+    rounded,
+    torch,
+)
 
 import tokenstep as ts
 from tokenstep.reference import attention as reference
@@ -28,7 +38,8 @@ class Case:
         for name in ("k_cache", "v_cache"):
             erase = np.full(shape, np.nan, np.float32)
             reference.append_kv(erase, erase, *[self.batch.exact[name]] * 2, *self.where())
-            self.batch.arguments[name] = keep_strides(self.batch.exact[name], dtype)
+            self.batch.arguments[name] = keep_strides(self.batch.exact[name], cache_dtype(dtype))
+        self.scales = {n: a for n, a in self.batch.arguments.items() if n.endswith("_scale")}
 
     def where(self):
         exact = self.batch.exact
@@ -44,11 +55,21 @@ class Case:
     def array(self, values):
         return keep_strides(values.copy(), self.dtype)
 
-    def append(self, **options):
+    def append(self, call=ts.append_kv, **options):
+        """Append the rows, by another function with the arguments of append_kv if one is given."""
         a = self.batch.arguments
         names = ("k_cache", "v_cache", "block_table", "seq_lens")
         start = {"query_start": a["query_start"]} if "query_start" in a else {}
-        ts.append_kv(self.array(self.k), self.array(self.v), *(a[n] for n in names), **start, **options)
+        call(
+            self.array(self.k), self.array(self.v), *(a[n] for n in names), **start, **self.scales, **options
+        )
+
+    def stored(self):
+        """What the cache shall hold of the new rows, without rotation."""
+        if not self.scales:
+            return self.k, self.v
+        scales = (self.batch.exact["k_scale"], self.batch.exact["v_scale"])
+        return [codes_of(x, scale, self.dtype) for x, scale in zip((self.k, self.v), scales, strict=True)]
 
     def caches(self):
         return bits(self.batch.arguments["k_cache"]), bits(self.batch.arguments["v_cache"])

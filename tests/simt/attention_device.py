@@ -1,10 +1,11 @@
 """Paged attention on the emulator or a GPU, for tests that hold the kernel to the reference."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from attention_cases import Paged, paged, torch
+from device_arrays import moved
 
 import tokenstep as ts
 
@@ -33,19 +34,6 @@ def divided(device, grid=0, stages=0, slots=0, together=1, seed=0):
         testing.force_attention_geometry()
         if device.name == "simt":
             testing.set_together(1)
-
-
-def moved(device, value):
-    """An argument in the device's memory, strides and all."""
-    if isinstance(value, ts.Rope):
-        return replace(value, cos=moved(device, value.cos), sin=moved(device, value.sin))
-    if device.name == "simt" or not isinstance(value, np.ndarray | torch.Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    base = value if value._base is None else value._base
-    storage = base.new_empty(0).set_(base.untyped_storage())
-    return storage.cuda().as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 @dataclass
