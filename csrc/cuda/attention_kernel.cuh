@@ -13,8 +13,8 @@
 //   accumulate    16 rows x head_dim: ldmatrix.trans, mma
 //
 // Then the warps are merged, and the lanes, by whoever comes last (attention_merge.cuh). Bytes from memory:
-// keys and values once per 16 query rows of a KV head. Two barriers of the block a lane for its queries, four
-// to merge it.
+// keys and values once per 16 query rows of a KV head. Barriers of the block: one before a lane's slices,
+// three to merge its warps, and for a lane among others three more.
 //
 // A row's bits depend on its own sequence alone: slices, warps, chunks and lanes lie at fixed positions,
 // mma's rows do not mix, and what a row does not see changes none of its bits. Source: FlashAttention-2 (Dao,
