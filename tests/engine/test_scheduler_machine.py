@@ -93,12 +93,12 @@ class Life(RuleBasedStateMachine):
     def break_a_step(self) -> None:
         self.model.interrupt = True
         try:
-            self.engine.step()  # nothing may have been left to compute
+            outputs = self.engine.step()  # a step may have nothing for the model to compute
         except KeyboardInterrupt as error:
-            for output in self.engine.recover(error):
-                self.found[output.request].take(output)
-        finally:
-            self.model.interrupt = False
+            outputs = self.engine.recover(error)
+        self.model.interrupt = False
+        for output in outputs:
+            self.found[output.request].take(output)
 
     @invariant()
     def every_block_is_free_or_counted_for_each_that_holds_it(self) -> None:
