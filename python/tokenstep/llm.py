@@ -14,7 +14,7 @@ from tokenstep._version import __version__
 from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
-from tokenstep.models import load
+from tokenstep.models import LoadedModel, load
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -34,6 +34,8 @@ class LLM:
         kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
             CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
             leave.
+        batch_invariant: a seeded request gives the same text, bit for bit, whatever else is computed at the
+            same time. Costs speed: see docs/determinism.md.
         max_waiting: prompts that may wait for their turn before more are refused with QueueFull; default: any
             number.
         max_waiting_tokens: the same, counted in tokens of prompts and of the most output.
@@ -56,6 +58,7 @@ class LLM:
         dtype: str | torch.dtype = "auto",
         max_batch: int = 32,
         kv_tokens: int | None = None,
+        batch_invariant: bool = False,
         max_waiting: int | None = None,
         max_waiting_tokens: int | None = None,
         seed: int | None = None,
@@ -64,6 +67,7 @@ class LLM:
         config = EngineConfig(
             max_batch=max_batch,
             kv_tokens=kv_tokens,
+            batch_invariant=batch_invariant,
             max_waiting=max_waiting,
             max_waiting_tokens=max_waiting_tokens,
         )
@@ -71,10 +75,7 @@ class LLM:
         loaded = load(model, device=place, dtype=dtype, progress=progress)
         self.name = loaded.name
         self.tokenizer = loaded.tokenizer
-        self.system_fingerprint = (
-            f"tokenstep-{__version__}-numerics{_native.cpu.numerics_version}-{place}-{_native.cpu.isa()}"
-            f"-{str(loaded.model.dtype).removeprefix('torch.')}-{loaded.weights_id}"
-        )
+        self.system_fingerprint = fingerprint(loaded, place, batch_invariant)
         engine = Engine(loaded.model, loaded.tokenizer.vocab_size, config)
         self._service: CompletionService | None = CompletionService(
             engine,
@@ -145,6 +146,22 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool) -> str:
+    """Names all that decides the tokens: versions of package, arithmetic and torch; device, mode, weights."""
+    parts = [
+        "tokenstep",
+        __version__,
+        f"numerics{_native.cpu.numerics_version}",
+        f"torch{torch.__version__}",
+        str(device),
+        _native.cpu.isa() if device.type == "cpu" else torch.cuda.get_device_name(device).replace(" ", "_"),
+        str(loaded.model.dtype).removeprefix("torch."),
+        *(["batch_invariant"] if batch_invariant else []),
+        loaded.weights_id,
+    ]
+    return "-".join(parts)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -30,6 +30,8 @@ class EngineConfig:
         mixed_tokens: tokens computed in one step when some do, theirs included: it bounds how long a sequence
             waits for its next token while prompts are computed.
         prefix_cache: blocks of earlier sequences are used again where the tokens are the same.
+        batch_invariant: a seeded request gets the same tokens, bit for bit, whatever else is in the batch and
+            however its own computation is cut. Every matrix product then costs what 32 rows cost.
         max_waiting: prompts that may wait for their turn, before more are refused; None: any number.
         max_waiting_tokens: tokens, of prompts and of the most output, that may wait; None: any number.
     """
@@ -40,6 +42,7 @@ class EngineConfig:
     prefill_tokens: int = 512
     mixed_tokens: int = 128
     prefix_cache: bool = True
+    batch_invariant: bool = False
     max_waiting: int | None = None
     max_waiting_tokens: int | None = None
 

@@ -54,6 +54,8 @@ class Engine:
 
     def __init__(self, model: DecoderModel, vocab_size: int, config: EngineConfig) -> None:
         self.config = config
+        if config.batch_invariant:
+            model = model.as_batch_invariant()
         self.vocab_size = min(vocab_size, model.config.vocab_size)
         num_blocks = config.num_blocks(model.config, model.dtype, model.device)
         self.model_length = model.config.max_position
