@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tokenstep import _native
@@ -127,11 +129,68 @@ class LLM:
             GenerationError: the tokens can't be computed.
             QueueFull: too much is waiting (never without max_waiting and max_waiting_tokens).
         """
-        if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
-            raise TypeError(f"tokenstep.LLM.complete: unknown parameter {unknown[0]!r}")
+        _refuse_unknown("complete", params)
         service = self.service
         request = CompletionRequest.parse({"prompt": _as_lists(prompt), "stream": stream, **params})
         return service.stream(request) if request.stream else service.complete(request)
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Completion]:
+        """Completes many prompts together, each as a request of its own.
+
+        Args:
+            prompts: strings or lists of token ids.
+            params: fields of `CompletionRequest` for all prompts, or one such mapping a prompt.
+
+        Returns:
+            For each prompt what `complete` gives for it.
+
+        Raises:
+            RequestError: a parameter of one is wrong; nothing is computed then.
+            TypeError: there is no such parameter.
+            ValueError: as many mappings as prompts are expected.
+            GenerationError: the tokens of one can't be computed.
+        """
+        each = [params or {}] * len(prompts) if params is None or isinstance(params, Mapping) else params
+        if len(each) != len(prompts):
+            raise ValueError(
+                f"tokenstep.LLM.generate: params has {len(each)} entries, expected one for each of"
+                f" {len(prompts)} prompts"
+            )
+        for one in each:
+            _refuse_unknown("generate", one)
+        service = self.service
+        return service.complete_many(
+            [
+                CompletionRequest.parse({**one, "prompt": _as_lists(prompt), "stream": False})
+                for prompt, one in zip(prompts, each, strict=True)
+            ]
+        )
+
+    def score(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], *, add_special_tokens: bool = True
+    ) -> list[npt.NDArray[np.float32]]:
+        """Log probabilities of the tokens of texts, under the model's own distribution.
+
+        Args:
+            texts: strings, or lists of token ids.
+            add_special_tokens: put the model's begin token before a string, where it has one.
+
+        Returns:
+            For each text float32 [tokens - 1]: natural logarithms for all tokens but the first, which
+            follows nothing; -inf for a token that is impossible.
+
+        Raises:
+            RequestError: a text is longer than the context, or an id out of range.
+            GenerationError: the model's logits contain NaN.
+        """
+        if not len(texts):
+            return []
+        fields = {"max_tokens": 0, "loglikelihood": True, "add_special_tokens": add_special_tokens}
+        prompts = [_as_lists(text) for text in texts]
+        scores = self.service.score(CompletionRequest.parse({**fields, "prompt": prompts}))
+        return [np.array(values, dtype=np.float32) for values in scores]
 
     def close(self) -> None:
         """Frees the model and its cache, once no stream uses them. Closing twice does nothing."""
@@ -180,6 +239,11 @@ def choose_device(device: str | torch.device) -> torch.device:
         reason = _native.cuda_absent_because or "torch finds no GPU here"
         raise RuntimeError(f"tokenstep.LLM: device = {name!r}, but {reason}")
     return torch.device(name)
+
+
+def _refuse_unknown(method: str, params: Mapping[str, Any]) -> None:
+    if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
+        raise TypeError(f"tokenstep.LLM.{method}: unknown parameter {unknown[0]!r}")
 
 
 def _as_lists(prompt: object) -> object:

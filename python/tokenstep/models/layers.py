@@ -50,7 +50,7 @@ class Linear:
         rows = len(x)
         if missing := -rows % TILE_ROWS:
             x = torch.cat([x, x.new_zeros((missing, x.shape[1]))])
-        tiles = [F.linear(tile, self.weight, self.bias) for tile in x.split(TILE_ROWS)]
+        tiles = [F.linear(tile, self.weight, self.bias) for tile in torch.split(x, TILE_ROWS)]
         return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:rows]
 
 
@@ -64,7 +64,7 @@ def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     step = max(1, UNSPLIT // size)
     if rows <= step:
         return function(*tensors)
-    pieces = zip(*(tensor.split(step) for tensor in tensors), strict=True)
+    pieces = zip(*(torch.split(tensor, step) for tensor in tensors), strict=True)
     return torch.cat([function(*piece) for piece in pieces])
 
 
