@@ -45,8 +45,8 @@ fi
 build=("$python" -m pip install --no-build-isolation --no-deps --no-index --upgrade --target "$site" .
   --config-settings=cmake.define.TOKENSTEP_CUDA=ON)
 if ! "$python" -c 'import nanobind_backend' 2> /dev/null; then
-  # Without the shared backend nanobind is compiled into each module.
-  build+=(--config-settings=cmake.define.TOKENSTEP_NANOBIND_STATIC=ON)
+  # Without the shared backend nanobind is compiled into each module, for this version of Python alone.
+  build+=(--config-settings=cmake.define.TOKENSTEP_NANOBIND_STATIC=ON --config-settings=wheel.py-api=)
 fi
 run build 180 "${build[@]}"
 export PYTHONPATH="$PWD/$site${PYTHONPATH:+:$PYTHONPATH}"

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import tokenstep as ts
+import tokenstep.torch_ops
 from tokenstep.bench.report import Report
 from tokenstep.bench.timer import Timing
 
@@ -110,10 +111,16 @@ def op_calls() -> dict[str, Callable[[], object]]:
     rows = torch.zeros(1, dtype=torch.int32)
     q, cache = torch.randn(1, 1, 8), torch.randn(1, 1, 1, 8)
     table, lens = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    warm, seed = torch.full((1,), 0.8), torch.ones(1, dtype=torch.int64)
+    ops = torch.ops.tokenstep
     return {
         "tokenstep.sample, V=32": lambda: ts.sample(logits, temperature=0.8, seed=1),
         "Sampler.step, V=32": lambda: sampler.step(logits, rows),
+        "torch.ops.tokenstep.sample, V=32": lambda: ops.sample(logits, temperature=warm, seed=seed),
         "tokenstep.paged_attention, one token": lambda: ts.paged_attention(q, cache, cache, table, lens),
+        "torch.ops.tokenstep.paged_attention, one token": lambda: ops.paged_attention(
+            q, cache, cache, table, lens
+        ),
         "torch.softmax, V=32": lambda: torch.softmax(logits, -1),
     }
 

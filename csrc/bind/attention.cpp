@@ -1,15 +1,17 @@
-// paged_attention, append_kv and merge_attention: Python arguments -> checks -> params -> CPU kernels.
-#include "cpu/attention.h"
-
+// paged_attention, append_kv and merge_attention of a module: Python arguments -> checks -> params ->
+// kernels.
 #include <nanobind/nanobind.h>
 
 #include <climits>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "bind/attention_args.h"
+#include "bind/backend.h"
 #include "bind/ops.h"
+#include "bind/scratch.h"
 #include "bind/tensor.h"
 #include "common/check.h"
 #include "common/params.h"
@@ -28,25 +30,49 @@ void read_score_rules(const char* op, nb::handle scale, nb::handle window, nb::h
   params.window = window.is_none() ? 0 : read_positive_int(op, "window", window);
 }
 
-// The verdicts of all sequences. Without a status array of the caller's, the first bad one is an error.
-const int32_t* judge_sequences(TensorReader& reader, nb::handle status, bool attends, int32_t window,
-                               const Tensor& like, PagedBatch& batch, std::vector<int32_t>& own) {
-  int32_t* verdicts = nullptr;
+// Verdicts go into the caller's status array. Without one, the first bad sequence is an error where the host
+// judges; on a device it gives zeros, and nobody is told.
+void judge_sequences(TensorReader& reader, nb::handle status, bool attends, int32_t window,
+                     const Tensor& like, PagedBatch& batch, std::vector<int32_t>& own) {
   if (!status.is_none()) {
     const Tensor given = reader.read_to_write("status", status);
     given.expect_dtype({DType::kInt32})
         .expect_shape({batch.num_sequences}, "[len(seq_lens)]")
         .expect_contiguous()
         .expect_same_device(like);
-    verdicts = batch.status = given.as<int32_t>();
-  } else {
+    batch.status = given.as<int32_t>();
+  } else if (backend::kOnHost) {
     own.resize(static_cast<size_t>(batch.num_sequences));
-    verdicts = own.data();
+    batch.status = own.data();
   }
   std::string why;
-  if (cpu::check_sequences(batch, attends, window, verdicts, why) >= 0 && status.is_none())
+  if (backend::judge_sequences(batch, attends, window, why) >= 0 && status.is_none())
     raise<ValueError>(reader.op(), "%s", why.c_str());
-  return verdicts;
+}
+
+// The caller's workspace, or one of this call's own.
+void provide_workspace(TensorReader& reader, nb::handle source, const Tensor& q, const backend::Queue& queue,
+                       std::optional<Scratch>& own, AttentionParams& params) {
+  const backend::WorkspaceBytes needed = backend::attention_workspace_bytes(queue);
+  if (!source.is_none()) {
+    const Tensor given = reader.read_to_write("workspace", source);
+    given.expect_contiguous().expect_same_device(q);
+    int64_t bytes = bytes_of(given.dtype);
+    for (int i = 0; i < given.ndim; ++i) bytes *= given.shape[i];
+    constexpr uintptr_t kAlignment = 16;
+    if (bytes < static_cast<int64_t>(needed.total) || reinterpret_cast<uintptr_t>(given.data) % kAlignment)
+      raise<ValueError>(reader.op(),
+                        "workspace has %lld bytes at %p, expected at least %lld "
+                        "(attention_workspace_bytes) at a multiple of %d",
+                        static_cast<long long>(bytes), given.data, static_cast<long long>(needed.total),
+                        static_cast<int>(kAlignment));
+    params.workspace = given.data;
+  } else if (needed.total) {
+    own.emplace(q, needed.total);
+    backend::zero(own->data(), needed.zeroed, queue);
+    params.workspace = own->data();
+  }
+  params.workspace_bytes = static_cast<int64_t>(needed.total);
 }
 
 nb::object paged_attention(nb::handle q_source, nb::handle k_cache, nb::handle v_cache,
@@ -54,7 +80,7 @@ nb::object paged_attention(nb::handle q_source, nb::handle k_cache, nb::handle v
                            nb::handle rope, nb::handle query_start, nb::handle max_query_len,
                            nb::handle scale, nb::handle window, nb::handle softcap, nb::handle alibi_slopes,
                            nb::handle sinks, nb::handle k_scale, nb::handle v_scale, nb::handle out_source,
-                           nb::handle return_lse, nb::handle status) {
+                           nb::handle return_lse, nb::handle status, nb::handle workspace) {
   TensorReader reader("paged_attention");
   const Tensor q = reader.read("q", q_source);
   AttentionParams params{};
@@ -86,11 +112,14 @@ nb::object paged_attention(nb::handle q_source, nb::handle k_cache, nb::handle v
     lse_object = new_array_like(q, DType::kFloat32, {q.shape[0], q.shape[1]}, lse);
     params.lse = lse.as<float>();
   }
+  const backend::Queue queue{q.device_id, current_stream(q)};
+  std::optional<Scratch> own_workspace;
+  provide_workspace(reader, workspace, q, queue, own_workspace, params);
   std::vector<int32_t> own_status;
-  const int32_t* verdicts = judge_sequences(reader, status, true, params.window, q, batch, own_status);
+  judge_sequences(reader, status, true, params.window, q, batch, own_status);
   {
     nb::gil_scoped_release release;
-    cpu::paged_attention(params, verdicts);
+    backend::paged_attention(params, queue);
   }
   return wants_lse ? nb::object(nb::make_tuple(out_object, lse_object)) : out_object;
 }
@@ -113,9 +142,10 @@ void append_kv(nb::handle k_source, nb::handle v, nb::handle k_cache, nb::handle
   batch.max_query_len = INT32_MAX;
   check_query_start(reader.op(), batch);
   std::vector<int32_t> own_status;
-  const int32_t* verdicts = judge_sequences(reader, nb::none(), false, 0, k, batch, own_status);
+  judge_sequences(reader, nb::none(), false, 0, k, batch, own_status);
+  const backend::Queue queue{k.device_id, current_stream(k)};
   nb::gil_scoped_release release;
-  cpu::append_kv(batch, verdicts);
+  backend::append_kv(batch, queue);
 }
 
 nb::tuple merge_attention(nb::handle outs_source, nb::handle lses_source) {
@@ -151,9 +181,10 @@ nb::tuple merge_attention(nb::handle outs_source, nb::handle lses_source) {
   const nb::object lse_object = new_array_like(outs, DType::kFloat32, {outs.shape[1], outs.shape[2]}, lse);
   params.out = out.data;
   params.lse = lse.as<float>();
+  const backend::Queue queue{outs.device_id, current_stream(outs)};
   {
     nb::gil_scoped_release release;
-    cpu::merge_attention(params);
+    backend::merge_attention(params, queue);
   }
   return nb::make_tuple(out_object, lse_object);
 }
@@ -166,11 +197,15 @@ void register_attention(nb::module_& m) {
         any_object("rope"), any_object("query_start"), any_object("max_query_len"), any_object("scale"),
         any_object("window"), any_object("softcap"), any_object("alibi_slopes"), any_object("sinks"),
         any_object("k_scale"), any_object("v_scale"), any_object("out"), any_object("return_lse"),
-        any_object("status"));
+        any_object("status"), any_object("workspace"));
   m.def("append_kv", &append_kv, any_object("k"), any_object("v"), any_object("k_cache"),
         any_object("v_cache"), any_object("block_table"), any_object("seq_lens"), any_object("q"),
         any_object("rope"), any_object("query_start"), any_object("k_scale"), any_object("v_scale"));
   m.def("merge_attention", &merge_attention, any_object("outs"), any_object("lses"));
+  m.def(
+      "attention_workspace_bytes",
+      [](int device_id) { return backend::attention_workspace_bytes({device_id, nullptr}).total; },
+      nb::arg("device_id") = 0, "Bytes of a workspace of paged_attention; they start zeroed.");
 }
 
 }  // namespace tokenstep::bind

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <string>
 
+#include "bind/backend.h"
 #include "common/check.h"
 
 namespace tokenstep::bind {
@@ -15,6 +16,21 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 
 RowsView rows_view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1]}; }
 CacheView cache_view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2]}; }
+
+// The kernels of a GPU copy rows of a cache in pieces of so many bytes.
+void expect_aligned_rows(const Tensor& cache) {
+  constexpr int64_t kPiece = 16;
+  const auto is_aligned = [&](int64_t bytes) { return bytes % kPiece == 0; };
+  bool aligned = is_aligned(static_cast<int64_t>(reinterpret_cast<uintptr_t>(cache.data)));
+  for (int axis = 0; axis < 3; ++axis)
+    aligned &= cache.shape[axis] < 2 || is_aligned(cache.stride[axis] * bytes_of(cache.dtype));
+  if (!aligned && !cache.empty())
+    raise<ValueError>(cache.op,
+                      "%s has rows at strides of %lld, %lld and %lld elements, expected rows that begin at "
+                      "multiples of %lld bytes",
+                      cache.argument, ll(cache.stride[0]), ll(cache.stride[1]), ll(cache.stride[2]),
+                      ll(kPiece));
+}
 
 void read_caches(TensorReader& reader, const BatchArguments& arguments, bool appends, const Tensor& first,
                  PagedBatch& batch) {
@@ -40,6 +56,9 @@ void read_caches(TensorReader& reader, const BatchArguments& arguments, bool app
                       shape_text(k_cache).c_str());
   batch.k_cache = cache_view(k_cache);
   batch.v_cache = cache_view(v_cache);
+  if (backend::kOnHost) return;
+  expect_aligned_rows(k_cache);
+  expect_aligned_rows(v_cache);
 }
 
 void read_sequences(TensorReader& reader, const BatchArguments& arguments, const Tensor& first,
@@ -133,12 +152,12 @@ Tensor TensorReader::read_to_write(const char* argument, nb::handle source) {
 }
 
 void refuse_other_devices(const Tensor& tensor) {
-  if (tensor.on_cpu()) return;
+  if (tensor.device_type == backend::kDeviceType) return;
   const nb::object reason = nb::module_::import_("tokenstep._native").attr("cuda_absent_because");
   raise<ValueError>(
-      tensor.op, "%s is on %s, expected cpu: %s", tensor.argument,
-      device_name(tensor.device_type, tensor.device_id).c_str(),
-      reason.is_none() ? "this op has no CUDA kernel yet" : nb::cast<std::string>(reason).c_str());
+      tensor.op, "%s is on %s, expected %s: %s", tensor.argument,
+      device_name(tensor.device_type, tensor.device_id).c_str(), backend::kDeviceName,
+      reason.is_none() ? "there are no kernels for that device" : nb::cast<std::string>(reason).c_str());
 }
 
 void check_head_dim(const Tensor& tensor) {
@@ -199,7 +218,7 @@ void read_queries(const Tensor& q, PagedBatch& batch) {
 
 void check_query_start(const char* op, const PagedBatch& batch) {
   const int32_t* start = batch.query_start;
-  if (!start) return;
+  if (!start || !backend::kOnHost) return;
   if (start[0] < 0) raise<ValueError>(op, "query_start[0] = %d, expected at least 0", start[0]);
   for (int r = 0; r < batch.num_sequences; ++r) {
     const int64_t count = int64_t{start[r + 1]} - start[r];

@@ -35,13 +35,13 @@ struct BatchArguments {
 // caller's to set; query_start is checked against it by check_query_start.
 PagedBatch read_batch(TensorReader& reader, const BatchArguments& arguments, const Tensor& first);
 void read_queries(const Tensor& q, PagedBatch& batch);
-void check_query_start(const char* op, const PagedBatch& batch);
+void check_query_start(const char* op, const PagedBatch& batch);  // where the host may look
 
 // float32 [num_heads]; null for None.
 const float* read_per_head(TensorReader& reader, const char* argument, nb::handle source, const Tensor& q);
 
 void check_head_dim(const Tensor& tensor);        // of the last axis
-void refuse_other_devices(const Tensor& tensor);  // than the CPU
+void refuse_other_devices(const Tensor& tensor);  // than the module's
 int32_t size32(const Tensor& tensor, int axis);   // a size that the kernels' integers can hold
 
 // Numbers of Python. `fallback` stands for None.

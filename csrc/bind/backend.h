@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <memory>
+#include <string>
 
 #include "common/params.h"
 
@@ -31,6 +32,22 @@ void sample(const SampleParams& params, void* workspace, const Queue& queue);
 void apply_logits(const ApplyLogitsParams& params, void* workspace, const Queue& queue);
 void set_row_fields(const RowFieldsParams& params, const Queue& queue);
 void update_slot(const SlotUpdate& update, const Queue& queue);
+
+// Memory that paged_attention needs beside its arguments, whatever their sizes. The first `zeroed` bytes
+// start zeroed, later calls find them as the last one left them; no two calls may use it at once.
+struct WorkspaceBytes {
+  size_t total = 0, zeroed = 0;
+};
+WorkspaceBytes attention_workspace_bytes(const Queue& queue);
+
+// On the host: judges lengths and block ids (cpu/attention.h), writes batch.status, which must be given, and
+// returns the first bad sequence, or -1. Devices judge in their kernels: nothing happens here, and -1.
+int judge_sequences(const PagedBatch& batch, bool attends, int32_t window, std::string& why);
+// They obey the host's verdicts, or find their own and write batch.status if it is wanted: a bad sequence
+// appends nothing, and gives zeros and lse -inf.
+void paged_attention(const AttentionParams& params, const Queue& queue);
+void append_kv(const PagedBatch& batch, const Queue& queue);
+void merge_attention(const MergeParams& params, const Queue& queue);
 
 // ---- memory of the device -------------------------------------------------------------------------------
 struct Deleter {

@@ -5,6 +5,7 @@
 
 #include "bind/backend.h"
 #include "common/sampling_history.h"
+#include "cpu/attention.h"
 #include "cpu/sample.h"
 
 namespace tokenstep::bind::backend {
@@ -23,6 +24,16 @@ void update_slot(const SlotUpdate& update, const Queue&) {
   fill_lists(update, 0, 1);
   *update.slot = update.row;
 }
+
+WorkspaceBytes attention_workspace_bytes(const Queue&) { return {}; }
+int judge_sequences(const PagedBatch& batch, bool attends, int32_t window, std::string& why) {
+  return cpu::check_sequences(batch, attends, window, batch.status, why);
+}
+void paged_attention(const AttentionParams& params, const Queue&) {
+  cpu::paged_attention(params, params.batch.status);
+}
+void append_kv(const PagedBatch& batch, const Queue&) { cpu::append_kv(batch, batch.status); }
+void merge_attention(const MergeParams& params, const Queue&) { cpu::merge_attention(params); }
 
 void Deleter::operator()(void* memory) const { std::free(memory); }
 

@@ -52,6 +52,20 @@ void update_slot(const SlotUpdate& update, const Queue& queue) {
   cuda::update_slot(update, stream_of(queue));
 }
 
+WorkspaceBytes attention_workspace_bytes(const Queue&) { return {}; }
+int judge_sequences(const PagedBatch&, bool, int32_t, std::string&) { return -1; }
+void paged_attention(const AttentionParams&, const Queue&) {
+  raise<ValueError>("paged_attention", "q is on %s, where this op is not built yet, expected cpu",
+                    kDeviceName);
+}
+void append_kv(const PagedBatch&, const Queue&) {
+  raise<ValueError>("append_kv", "k is on %s, where this op is not built yet, expected cpu", kDeviceName);
+}
+void merge_attention(const MergeParams&, const Queue&) {
+  raise<ValueError>("merge_attention", "outs is on %s, where this op is not built yet, expected cpu",
+                    kDeviceName);
+}
+
 void Deleter::operator()(void* memory) const { cuda::deallocate(memory, device_id); }
 
 Memory allocate_zeroed(size_t bytes, const Queue& queue) {

@@ -16,5 +16,6 @@ NB_MODULE(_C_cuda, m) {
   m.def("num_devices", &tokenstep::cuda::num_devices);
   m.def("current_device", &tokenstep::cuda::current_device);
   tokenstep::bind::register_sample(m);
+  tokenstep::bind::register_attention(m);
   tokenstep::bind::register_device_testing(m);
 }

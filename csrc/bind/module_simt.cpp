@@ -6,6 +6,7 @@ NB_MODULE(_C_simt, m) {
   m.doc() = "CUDA kernels of tokenstep, run on the CPU.";
   tokenstep::bind::translate_errors();
   tokenstep::bind::register_sample(m);
+  tokenstep::bind::register_attention(m);
   tokenstep::bind::register_simt_testing(m);
   tokenstep::bind::register_device_testing(m);
 }

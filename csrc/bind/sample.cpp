@@ -8,30 +8,12 @@
 #include "bind/ops.h"
 #include "bind/sample_args.h"
 #include "bind/sample_outputs.h"
+#include "bind/scratch.h"
 #include "common/check.h"
 #include "cpu/fp_environment.h"
 
 namespace tokenstep::bind {
 namespace {
-
-// Device memory of one call, from the allocator of the logits' library: freed memory is reused in the order
-// of the stream.
-class Scratch {
- public:
-  Scratch(const Tensor& like, size_t bytes) {
-    constexpr size_t kAlignment = 256;
-    const size_t words = (bytes + kAlignment) / sizeof(int32_t);
-    array_ = new_array_like(like, DType::kInt32, {static_cast<int64_t>(words)}, view_);
-    const uintptr_t address = reinterpret_cast<uintptr_t>(view_.data);
-    data_ = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
-  }
-  void* data() const { return data_; }
-
- private:
-  nb::object array_;
-  Tensor view_;
-  void* data_;
-};
 
 // One call on the module's device: puts the rows where the kernels read them.
 class Call {

@@ -192,7 +192,8 @@ struct AttentionParams {
   const float* alibi_slopes;  // [Hq]
   const float* sinks;         // [Hq] one more score per head, without a value
 
-  void* workspace;
+  void* workspace;  // of a device; see its kernels
+  int64_t workspace_bytes;
 };
 
 // Attention over parts of the keys, merged by their log-sum-exp: [S, T, Hq, D] and [S, T, Hq] -> [T, Hq, D]

@@ -66,7 +66,6 @@ struct Group {
     } else {
       while (load_acquire(&barrier->generation) == generation) spin_pause();
     }
-    __threadfence();
   }
 };
 

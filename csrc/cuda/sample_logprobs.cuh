@@ -59,7 +59,6 @@ __device__ __noinline__ uint32_t write_top_tokens(BlockState state, View view, f
   const SampleParams& p = block.p;
   auto& shared = block.shared;
   const int wanted = num_top_tokens(p, block.row());
-  __syncthreads();
   if (block.thread == 0) shared.list_size = shared.num_hits = 0;
   view.last_bin = find_last_bin(block, view, column_max(block, view.raw), wanted);
   collect(block, view);
@@ -68,7 +67,6 @@ __device__ __noinline__ uint32_t write_top_tokens(BlockState state, View view, f
     view.listed = !lists.overflow;
     view.cut =
         find_cut(block, view, Measure{false, view.x_max}, Target::fixed(static_cast<uint64_t>(wanted)));
-    __syncthreads();
     if (block.thread == 0) shared.num_hits = 0;
     __syncthreads();
     for_each_left(block, view, [&](float value, int32_t id) {

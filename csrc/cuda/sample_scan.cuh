@@ -157,11 +157,10 @@ __device__ __forceinline__ uint32_t column_max(const Block& block, bool raw) {
   return largest;
 }
 
-// The largest over all threads of the block.
+// The largest over all threads of the block. A barrier lies between two calls.
 template <class Block>
 __device__ __forceinline__ uint32_t largest_key(Block& block, uint32_t key) {
   const uint32_t of_warp = __reduce_max_sync(kAllLanes, key);
-  __syncthreads();  // what was there has been read
   if (block.lane == 0) block.shared.warp_keys[block.warp] = of_warp;
   __syncthreads();
   return __reduce_max_sync(kAllLanes, block.lane < Block::kWarps ? block.shared.warp_keys[block.lane] : 0);

@@ -6,7 +6,7 @@ The same bits on every CPU and GPU.
 from typing import TYPE_CHECKING, Any
 
 from tokenstep._version import __version__
-from tokenstep.attention import Rope, append_kv, merge_attention, paged_attention
+from tokenstep.attention import Rope, append_kv, attention_workspace_bytes, merge_attention, paged_attention
 from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, apply_logits, sample
 from tokenstep.threads import get_num_threads, set_num_threads
 
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "append_kv",
     "apply_logits",
+    "attention_workspace_bytes",
     "get_num_threads",
     "merge_attention",
     "paged_attention",

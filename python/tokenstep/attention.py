@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenstep import _native
 
-__all__ = ["Rope", "append_kv", "merge_attention", "paged_attention"]
+__all__ = ["Rope", "append_kv", "attention_workspace_bytes", "merge_attention", "paged_attention"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +91,38 @@ def paged_attention(
         status: int32 ``[R]`` to fill: 0, 1 (a block id out of range where a block is needed) or 2 (a bad
             length). A bad sequence gives zeros and lse -inf, and none of its new rows are appended; the
             others are unaffected.
-        workspace: Scratch memory of the CUDA kernel; unused on the CPU.
+        workspace: Memory of the CUDA kernel's own, of any dtype: :func:`attention_workspace_bytes`, zeroed
+            once and left as found, for one call at a time. None: allocated in each call. Unused on the CPU.
 
     Returns:
         ``out [T, Hq, D]``, or ``(out, lse)`` with lse float32 ``[T, Hq]``.
 
     Raises:
         ValueError: An argument of the wrong shape or range, or, on the CPU without ``status``, a sequence
-            with a bad block id or length. Nothing has been written then.
+            with a bad block id or length. Nothing has been written then. On a GPU the host reads no
+            lengths, no block ids and no ``query_start``: what is wrong with them shows in ``status`` alone.
         TypeError: An argument of the wrong type or dtype.
     """
-    return _native.cpu.paged_attention(
+    return _native.module_for(q).paged_attention(
         q, k_cache, v_cache, block_table, seq_lens, k, v, rope, query_start, max_query_len, scale,
         window, softcap, alibi_slopes, sinks, k_scale, v_scale, out, return_lse, status,
+        workspace,
     )  # fmt: skip
+
+
+def attention_workspace_bytes(device: int = 0) -> int:
+    """Size of a ``workspace`` of :func:`paged_attention` on a GPU, whatever the sizes of the call.
+
+    Args:
+        device: Number of the GPU.
+
+    Raises:
+        RuntimeError: No GPU can be used here.
+    """
+    reason = _native.cuda_unusable_because()
+    if _native.cuda is None or reason is not None:
+        raise RuntimeError(f"tokenstep.attention_workspace_bytes: {reason}")
+    return int(_native.cuda.attention_workspace_bytes(device))
 
 
 def append_kv(
@@ -141,7 +159,7 @@ def append_kv(
             Nothing has been written then.
         TypeError: An argument of the wrong type or dtype.
     """
-    _native.cpu.append_kv(
+    _native.module_for(k).append_kv(
         k, v, k_cache, v_cache, block_table, seq_lens, q, rope, query_start, k_scale, v_scale
     )
 
@@ -161,5 +179,5 @@ def merge_attention(outs: Any, lses: Any) -> tuple[Any, Any]:
         ValueError: Shapes that do not match.
         TypeError: An argument of the wrong type or dtype.
     """
-    merged: tuple[Any, Any] = _native.cpu.merge_attention(outs, lses)
+    merged: tuple[Any, Any] = _native.module_for(outs).merge_attention(outs, lses)
     return merged

@@ -37,7 +37,6 @@ Bias: TypeAlias = "Mapping[int, float] | Sequence[Mapping[int, float] | None] | 
 LogprobsMode: TypeAlias = Literal["raw", "processed"]
 
 _A = TypeVar("_A", bound=Array)
-_CUDA = 2  # DLPack's device type
 
 
 class SampleOutput(NamedTuple):
@@ -118,7 +117,7 @@ def sample(
     """
     try:
         out = SampleOutput._make(
-            _module_for(logits).sample(
+            _native.module_for(logits).sample(
                 logits,
                 temperature,
                 top_k,
@@ -200,7 +199,7 @@ def apply_logits(
         RuntimeError: as :func:`sample`.
     """
     try:
-        result, _ = _module_for(logits).apply_logits(
+        result, _ = _native.module_for(logits).apply_logits(
             logits,
             temperature,
             top_k,
@@ -394,24 +393,7 @@ def _like(logits: Array, a: Any) -> Any:
     return library.from_dlpack(a)
 
 
-def _module_for(logits: Array) -> Any:
-    """The compiled module of the logits' device; that of the CPU says what is wrong with others."""
-    if _native.cuda is None or isinstance(logits, np.ndarray):
-        return _native.cpu
-    on_gpu = getattr(logits, "is_cuda", None)  # of torch, in tens of nanoseconds
-    if on_gpu is None:
-        on_gpu = _device_type(logits) == _CUDA
-    return _native.cuda if on_gpu else _native.cpu
-
-
-def _device_type(logits: Array) -> int | None:
-    try:
-        return int(logits.__dlpack_device__()[0])
-    except Exception:  # no array at all, or none with memory: the op's own error says so
-        return None
-
-
 def _refuse_cuda(op: str, logits: Array) -> None:
     """Raises RuntimeError if the logits are on a GPU that this build cannot use."""
-    if _native.cuda is None and _device_type(logits) == _CUDA:
+    if _native.cuda is None and _native.device_type(logits) == _native.CUDA:
         raise RuntimeError(f"tokenstep.{op}: logits is on a GPU, but {_native.cuda_absent_because}")
