@@ -200,6 +200,30 @@ def test_long_prompts_are_computed_in_pieces(make_engine: MakeEngine, model: His
     assert len(model.batches) == 4 + 1
 
 
+def test_a_long_prompt_delays_those_that_decode_by_a_bounded_step(
+    make_engine: MakeEngine, model: HistoryModel
+) -> None:
+    engine = make_engine(prefill_tokens=64, mixed_tokens=6)
+    short = Request(prompt=[1, 2], choices=choices(2, SAMPLED), max_tokens=12)
+    engine.add(short)
+    engine.step()
+    engine.add(Request(prompt=list(range(40)), choices=[SAMPLED], max_tokens=2))
+    computed = []
+    for _ in range(10):
+        before = engine.counters.computed_tokens
+        outputs = engine.step()
+        computed.append(engine.counters.computed_tokens - before)
+        assert {output.choice for output in outputs if output.request is short} == {0, 1}
+    assert computed == [6] * 10  # two that decode, and four tokens of the prompt
+
+
+def test_a_choice_without_a_seed_gets_one_that_a_preemption_cannot_change(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    request = Request(prompt=[1, 2], choices=choices(2, SamplingParams(seed=None)), max_tokens=4)
+    (generated,) = run_engine(engine, [request])
+    assert [generated.tokens[choice] for choice in range(2)] == [alone(request, c) for c in range(2)]
+
+
 def test_ids_that_the_tokenizer_lacks_are_never_drawn(make_engine: MakeEngine) -> None:
     wanted = [
         Request(prompt=[i], choices=choices(4, SamplingParams(temperature=2.0, seed=i)), max_tokens=8)

@@ -245,9 +245,10 @@ class EngineLoop:
                 submission.num_open -= len(done)
                 for request in done:
                     del self._open[request]
-            for request in list(self._waiting):
+            while self._waiting:  # they begin in the order of arrival
+                request = next(iter(self._waiting))
                 if self.engine.is_waiting(request) or request in self._inbox:
-                    break  # they begin in the order of arrival
+                    break
                 self._forget_waiting(request)
             self._stats = self.engine.stats()
             if not self._open:
