@@ -87,6 +87,10 @@ nb::object paged_attention(nb::handle q_source, nb::handle k_cache, nb::handle v
   PagedBatch& batch = params.batch;
   batch = read_batch(reader,
                      {k_cache, v_cache, block_table, seq_lens, k, v, rope, query_start, k_scale, v_scale}, q);
+  if (is_quantised(batch.cache_dtype) && !backend::kOnHost)
+    raise<TypeError>(reader.op(),
+                     "k_cache has dtype %s, expected %s like q: the kernel of %s has no other yet",
+                     name_of(batch.cache_dtype), name_of(batch.dtype), backend::kDeviceName);
   read_queries(q, batch);
   batch.max_query_len = read_positive_int(reader.op(), "max_query_len", max_query_len);
   check_query_start(reader.op(), batch);
@@ -126,7 +130,7 @@ nb::object paged_attention(nb::handle q_source, nb::handle k_cache, nb::handle v
 
 void append_kv(nb::handle k_source, nb::handle v, nb::handle k_cache, nb::handle v_cache,
                nb::handle block_table, nb::handle seq_lens, nb::handle q_source, nb::handle rope,
-               nb::handle query_start, nb::handle k_scale, nb::handle v_scale) {
+               nb::handle query_start, nb::handle k_scale, nb::handle v_scale, nb::handle status) {
   TensorReader reader("append_kv");
   const Tensor k = reader.read("k", k_source);
   PagedBatch batch = read_batch(
@@ -142,7 +146,7 @@ void append_kv(nb::handle k_source, nb::handle v, nb::handle k_cache, nb::handle
   batch.max_query_len = INT32_MAX;
   check_query_start(reader.op(), batch);
   std::vector<int32_t> own_status;
-  judge_sequences(reader, nb::none(), false, 0, k, batch, own_status);
+  judge_sequences(reader, status, false, 0, k, batch, own_status);
   const backend::Queue queue{k.device_id, current_stream(k)};
   nb::gil_scoped_release release;
   backend::append_kv(batch, queue);
@@ -200,7 +204,8 @@ void register_attention(nb::module_& m) {
         any_object("status"), any_object("workspace"));
   m.def("append_kv", &append_kv, any_object("k"), any_object("v"), any_object("k_cache"),
         any_object("v_cache"), any_object("block_table"), any_object("seq_lens"), any_object("q"),
-        any_object("rope"), any_object("query_start"), any_object("k_scale"), any_object("v_scale"));
+        any_object("rope"), any_object("query_start"), any_object("k_scale"), any_object("v_scale"),
+        any_object("status"));
   m.def("merge_attention", &merge_attention, any_object("outs"), any_object("lses"));
   m.def(
       "attention_workspace_bytes",

@@ -35,19 +35,20 @@ void expect_aligned_rows(const Tensor& cache) {
 void read_caches(TensorReader& reader, const BatchArguments& arguments, bool appends, const Tensor& first,
                  PagedBatch& batch) {
   const auto read = [&](const char* name, nb::handle source) {
-    Tensor cache = appends ? reader.read_to_write(name, source) : reader.read(name, source);
-    if (cache.dtype == DType::kFloat8E4M3 || cache.dtype == DType::kInt8)
-      raise<TypeError>(
-          cache.op, "%s has dtype %s, expected %s like %s: quantised caches are not supported on the CPU yet",
-          name, name_of(cache.dtype), name_of(first.dtype), first.argument);
-    cache.expect_dtype({first.dtype}).expect_same_device(first).expect_contiguous_last_axis();
-    return cache;
+    return appends ? reader.read_to_write(name, source) : reader.read(name, source);
   };
   const Tensor k_cache = read("k_cache", arguments.k_cache);
-  k_cache.expect_shape({-1, -1, -1, batch.head_dim}, "[num_blocks, block_size, num_kv_heads, head_dim]");
+  k_cache.expect_dtype({first.dtype, DType::kFloat8E4M3, DType::kInt8})
+      .expect_same_device(first)
+      .expect_contiguous_last_axis()
+      .expect_shape({-1, -1, -1, batch.head_dim}, "[num_blocks, block_size, num_kv_heads, head_dim]");
   const Tensor v_cache = read("v_cache", arguments.v_cache);
-  v_cache.expect_shape({k_cache.shape[0], k_cache.shape[1], k_cache.shape[2], batch.head_dim},
-                       "the shape of k_cache");
+  v_cache.expect_dtype({k_cache.dtype})
+      .expect_same_device(first)
+      .expect_contiguous_last_axis()
+      .expect_shape({k_cache.shape[0], k_cache.shape[1], k_cache.shape[2], batch.head_dim},
+                    "the shape of k_cache");
+  batch.cache_dtype = k_cache.dtype;
   batch.num_blocks = size32(k_cache, 0);
   batch.block_size = size32(k_cache, 1);
   batch.num_kv_heads = size32(k_cache, 2);
@@ -59,6 +60,31 @@ void read_caches(TensorReader& reader, const BatchArguments& arguments, bool app
   if (backend::kOnHost) return;
   expect_aligned_rows(k_cache);
   expect_aligned_rows(v_cache);
+}
+
+// One scale per KV head of a quantised cache; none of any other. Where the host can read them, they are
+// judged.
+const float* read_scales(TensorReader& reader, const char* name, nb::handle source, const Tensor& first,
+                         const PagedBatch& batch) {
+  if (!is_quantised(batch.cache_dtype)) {
+    if (source.is_none()) return nullptr;
+    raise<ValueError>(reader.op(), "%s is given, expected None: only quantised caches have scales, not %s",
+                      name, name_of(batch.cache_dtype));
+  }
+  if (source.is_none())
+    raise<ValueError>(reader.op(), "%s is None, expected float32 [num_kv_heads] for a cache of %s", name,
+                      name_of(batch.cache_dtype));
+  const Tensor scales = reader.read(name, source);
+  scales.expect_dtype({DType::kFloat32})
+      .expect_shape({batch.num_kv_heads}, "[num_kv_heads]")
+      .expect_contiguous()
+      .expect_same_device(first);
+  const float* values = scales.as<float>();
+  for (int head = 0; backend::kOnHost && head < batch.num_kv_heads; ++head)
+    if (!(values[head] > 0.0f && std::isfinite(values[head])))
+      raise<ValueError>(reader.op(), "%s[%d] = %g, expected a finite number above 0", name, head,
+                        static_cast<double>(values[head]));
+  return values;
 }
 
 void read_sequences(TensorReader& reader, const BatchArguments& arguments, const Tensor& first,
@@ -191,17 +217,14 @@ PagedBatch read_batch(TensorReader& reader, const BatchArguments& arguments, con
       .expect_ndim(3)
       .expect_contiguous_last_axis();
   check_head_dim(first);
-  if (!arguments.k_scale.is_none() || !arguments.v_scale.is_none())
-    raise<ValueError>(reader.op(),
-                      "%s is given, expected None: only quantised caches have scales, and they are not "
-                      "supported on the CPU yet",
-                      arguments.k_scale.is_none() ? "v_scale" : "k_scale");
   const bool appends = !arguments.k.is_none() || !arguments.v.is_none();
   PagedBatch batch{};
-  batch.dtype = batch.cache_dtype = first.dtype;
+  batch.dtype = first.dtype;
   batch.num_queries = size32(first, 0);
   batch.head_dim = size32(first, 2);
   read_caches(reader, arguments, appends, first, batch);
+  batch.k_scale = read_scales(reader, "k_scale", arguments.k_scale, first, batch);
+  batch.v_scale = read_scales(reader, "v_scale", arguments.v_scale, first, batch);
   read_sequences(reader, arguments, first, batch);
   if (appends) read_new_rows(reader, arguments, first, batch);
   if (!arguments.rope.is_none()) read_rope(reader, arguments.rope, first, batch);

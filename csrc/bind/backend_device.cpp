@@ -1,6 +1,7 @@
 // A GPU, or the emulator of one, as what the shared bindings run on.
 #include "bind/backend.h"
 #include "common/check.h"
+#include "cuda/kv_append.h"
 #include "cuda/runtime.h"
 #include "cuda/sample.h"
 #ifdef TOKENSTEP_SIMT
@@ -58,12 +59,19 @@ void paged_attention(const AttentionParams&, const Queue&) {
   raise<ValueError>("paged_attention", "q is on %s, where this op is not built yet, expected cpu",
                     kDeviceName);
 }
-void append_kv(const PagedBatch&, const Queue&) {
-  raise<ValueError>("append_kv", "k is on %s, where this op is not built yet, expected cpu", kDeviceName);
+void append_kv(const PagedBatch& batch, const Queue& queue) {
+#ifdef TOKENSTEP_SIMT
+  EmulatedBuffers allowed;
+  allowed.add(batch, true);
+#endif
+  cuda::append_kv(batch, stream_of(queue));
 }
-void merge_attention(const MergeParams&, const Queue&) {
-  raise<ValueError>("merge_attention", "outs is on %s, where this op is not built yet, expected cpu",
-                    kDeviceName);
+void merge_attention(const MergeParams& params, const Queue& queue) {
+#ifdef TOKENSTEP_SIMT
+  EmulatedBuffers allowed;
+  allowed.add(params);
+#endif
+  cuda::merge_attention(params, stream_of(queue));
 }
 
 void Deleter::operator()(void* memory) const { cuda::deallocate(memory, device_id); }

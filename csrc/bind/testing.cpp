@@ -10,6 +10,7 @@
 #include "bind/tensor.h"
 #include "common/check.h"
 #include "common/numerics.h"
+#include "common/quantised.h"
 #include "cpu/parallel.h"
 #include "cpu/read.h"
 
@@ -71,6 +72,12 @@ void register_testing(nb::module_& parent) {
   m.def("ordered_bits",
         elementwise<DType::kFloat32, DType::kInt64, float, int64_t>(
             "testing.ordered_bits", [](float x) { return static_cast<int64_t>(ordered_bits(x)); }));
+  m.def("e4m3_from_float", elementwise<DType::kFloat32, DType::kUInt8, float, uint8_t>(
+                               "testing.e4m3_from_float", [](float x) { return e4m3_from_float(x); }));
+  m.def("float_from_e4m3", elementwise<DType::kUInt8, DType::kFloat32, uint8_t, float>(
+                               "testing.float_from_e4m3", [](uint8_t c) { return float_from_e4m3(c); }));
+  m.def("int8_from_float", elementwise<DType::kFloat32, DType::kInt8, float, int8_t>(
+                               "testing.int8_from_float", [](float x) { return int8_from_float(x); }));
   m.def("philox4x32", [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
     const Philox4x32 out = philox4x32({{c0, c1, c2, c3}}, k0, k1);
     return nb::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);

@@ -22,7 +22,8 @@ constexpr int kMaxChunkTokens = 512;
 // it read.
 constexpr int kMinChunkTokens = 128;
 
-// D = 64: 512 tokens in 16 bits, 256 in float32. D = 80 ... 128: 256 and 128. D > 128: 128.
+// D = 64: 512 tokens in 8 or 16 bits, 256 in float32. D = 80 ... 128: 512, 256 and 128. D > 128: 256, else
+// 128.
 constexpr int chunk_tokens(int head_dim, DType cache_dtype) {
   int tokens = kMaxChunkTokens;
   while (tokens > kMinChunkTokens && int64_t{tokens} * head_dim * bytes_of(cache_dtype) > kChunkKeyBytes)
@@ -31,6 +32,7 @@ constexpr int chunk_tokens(int head_dim, DType cache_dtype) {
 }
 static_assert(chunk_tokens(64, DType::kBFloat16) == 512 && chunk_tokens(64, DType::kFloat32) == 256);
 static_assert(chunk_tokens(128, DType::kBFloat16) == 256 && chunk_tokens(256, DType::kBFloat16) == 128);
+static_assert(chunk_tokens(128, DType::kInt8) == 512 && chunk_tokens(256, DType::kFloat8E4M3) == 256);
 
 // Keys that the query at `position` sees: [first_key, position].
 constexpr int64_t first_key(int64_t position, int32_t window) {

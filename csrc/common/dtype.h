@@ -37,6 +37,9 @@ constexpr int bytes_of(DType dtype) {
   }
 }
 
+// Elements of a cache that has scales.
+constexpr bool is_quantised(DType dtype) { return dtype == DType::kFloat8E4M3 || dtype == DType::kInt8; }
+
 constexpr const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:

@@ -3,15 +3,16 @@
 //
 // Fused: rotation of q, gather of pages, scores, scale, softcap, ALiBi, mask, online softmax, weighted
 // values, merge of chunks, sink and log-sum-exp. Never materialised: a contiguous copy of the cache, scores
-// beyond one tile, the mask.
-// Mapping: an item is a work unit of a thread (attention.cpp). All q heads of a KV head and all positions of
-// a query tile share one pass over K and V, which reads 2 * D * keys elements once, where they lie. An item's
-// KV heads take turns tile by tile, so that memory is read in long pieces, and while one tile is computed,
-// the next one's lines are fetched, across items too. Order: chunks at fixed absolute positions
-// (attention_plan.h), in them tiles of kTileTokens at fixed absolute positions, in them fixed chains
-// (attention_tile.h). A row skips the tiles that it sees nothing of. Hence its bits depend on nothing else.
-// Source: FlashAttention-2 (Dao, arXiv 2307.08691), PagedAttention (Kwon et al., arXiv 2309.06180), sinks
-// (Xiao et al., arXiv 2309.17453; one learned score per head as in gpt-oss).
+// beyond one tile, the mask. Of a quantised cache, codes are multiplied as they are, exact in float32; a
+// head's scales join the factor of its scores and the division of its outputs. Mapping: an item is a work
+// unit of a thread (attention.cpp). All q heads of a KV head and all positions of a query tile share one pass
+// over K and V, which reads 2 * D * keys elements once, where they lie. An item's KV heads take turns tile by
+// tile, so that memory is read in long pieces, and while one tile is computed, the next one's lines are
+// fetched, across items too. Order: chunks at fixed absolute positions (attention_plan.h), in them tiles of
+// kTileTokens at fixed absolute positions, in them fixed chains (attention_tile.h). A row skips the tiles
+// that it sees nothing of. Hence its bits depend on nothing else. Source: FlashAttention-2 (Dao, arXiv
+// 2307.08691), PagedAttention (Kwon et al., arXiv 2309.06180), sinks (Xiao et al., arXiv 2309.17453; one
+// learned score per head as in gpt-oss).
 #include <utility>
 
 #include "common/attention_plan.h"
@@ -41,6 +42,7 @@ struct alignas(64) Scratch {
 
 alignas(64) constexpr float kZeroRow[kMaxHeadDim] = {};
 
+// Keys and values are of Tile::Element, queries and results of the batch's dtype.
 template <class Tile>
 class ItemAttention {
   using T = typename Tile::Element;
@@ -53,7 +55,6 @@ class ItemAttention {
         item_(item),
         next_(next),
         scratch_(scratch),
-        rules_(params),
         pages_(params, item),
         head_dim_(batch_.head_dim),
         width_(Tile::output_length(head_dim_)),
@@ -90,10 +91,10 @@ class ItemAttention {
     auto* out = reinterpret_cast<typename Tile::Query*>(scratch_.queries);
     for (int i = 0; i < item_.num_rows(); ++i, out += Tile::query_length(head_dim_)) {
       const AttentionItem::Row row = scratch_.places[i] = item_.row(i);
-      const T* query = static_cast<const T*>(batch_.q.data) +
-                       (item_.first_row + row.position) * batch_.q.row_stride +
-                       row.head * batch_.q.head_stride;
-      load_rotated_head(query, head_dim_, batch_.rope, item_.first_position + row.position, head);
+      with_element_of(batch_.dtype, [&](auto element) {
+        load_rotated_head(row_of<decltype(element)>(batch_.q, row), head_dim_, batch_.rope,
+                          item_.first_position + row.position, head);
+      });
       Tile::pack_query(head, head_dim_, out);
     }
   }
@@ -200,6 +201,7 @@ class ItemAttention {
     const int end = first_row + static_cast<int>(last + 1 - item_.first_position) * heads;
     const auto* queries = reinterpret_cast<const typename Tile::Query*>(scratch_.queries);
     auto* weights = reinterpret_cast<typename Tile::Weight*>(scratch_.weights);
+    const ScoreRules rules(params_, item_.kv_head + head);
     for_row_blocks(begin, end, [&](int row, auto count) {
       constexpr int kRows = decltype(count)::value;
       RowTile::template score<kRows>(queries + row * Tile::query_length(head_dim_), rows.keys, later_keys,
@@ -208,7 +210,7 @@ class ItemAttention {
       for (int r = 0; r < kRows; ++r) {
         const AttentionItem::Row place = scratch_.places[row + r];
         const float slope = params_.alibi_slopes ? params_.alibi_slopes[place.head] * kLog2E : 0.0f;
-        alpha[r] = update_row<Tile>(rules_, scratch_.scores + r * kTileTokens,
+        alpha[r] = update_row<Tile>(rules, scratch_.scores + r * kTileTokens,
                                     window_of(item_.first_position + place.position, tile), slope,
                                     scratch_.states[row + r], weights + r * kTileTokens);
       }
@@ -248,21 +250,29 @@ class ItemAttention {
       RowPart& total = scratch_.totals[row];
       if (total.sum == 0.0f) memset(total.outputs, 0, sizeof(float) * head_dim_);
       const AttentionItem::Row place = scratch_.places[row];
-      const int64_t out_row = item_.first_row + place.position;
       if (params_.sinks) add_sink(total, params_.sinks[place.head], head_dim_);
-      write_output(total, head_dim_,
-                   static_cast<T*>(params_.out.data) + out_row * params_.out.row_stride +
-                       place.head * params_.out.head_stride);
-      if (params_.lse) params_.lse[out_row * batch_.num_heads + place.head] = log_sum_exp(total);
+      const float scale = batch_.v_scale ? batch_.v_scale[kv_head_of(row)] : 1.0f;
+      with_element_of(batch_.dtype, [&](auto element) {
+        write_output(total, head_dim_, scale, row_of<decltype(element)>(params_.out, place));
+      });
+      if (params_.lse)
+        params_.lse[(item_.first_row + place.position) * batch_.num_heads + place.head] = log_sum_exp(total);
     }
   }
+
+  template <class E>
+  E* row_of(const RowsView& rows, AttentionItem::Row row) const {
+    return static_cast<E*>(rows.data) + (item_.first_row + row.position) * rows.row_stride +
+           row.head * rows.head_stride;
+  }
+
+  int kv_head_of(int row) const { return item_.kv_head + row / item_.rows_per_kv_head(); }
 
   const AttentionParams& params_;
   const PagedBatch& batch_;
   const AttentionItem& item_;
   const AttentionItem* next_;
   Scratch& scratch_;
-  const ScoreRules rules_;
   const Pages<T> pages_;
   const int head_dim_, width_;
   const int64_t last_position_;
@@ -279,16 +289,21 @@ void attend(const AttentionParams& params, const AttentionItem& item, const Atte
             void* scratch) {
   const FpEnvironment environment;
   Scratch& memory = *static_cast<Scratch*>(scratch);
-  switch (params.batch.dtype) {
+  const auto run = [&]<class Tile>(Tile) { ItemAttention<Tile>(params, item, next, memory).run(); };
+  switch (params.batch.cache_dtype) {
     case DType::kFloat32:
-      return ItemAttention<FloatTile<float>>(params, item, next, memory).run();
+      return run(FloatTile<float>{});
     case DType::kFloat16:
-      return ItemAttention<FloatTile<Half>>(params, item, next, memory).run();
+      return run(FloatTile<Half>{});
+    case DType::kFloat8E4M3:
+      return run(FloatTile<Float8>{});
+    case DType::kInt8:
+      return run(FloatTile<Int8>{});
     default:
 #if defined(__AVX512BF16__)
-      return ItemAttention<BFloatTile>(params, item, next, memory).run();
+      return run(BFloatTile{});
 #else
-      return ItemAttention<FloatTile<BFloat>>(params, item, next, memory).run();
+      return run(FloatTile<BFloat>{});
 #endif
   }
 }

@@ -29,9 +29,14 @@ TOKENSTEP_VEC Floats load_two(const float* first, const float* second) {
 }
 template <class T>
 TOKENSTEP_VEC Floats load_two(const T* first, const T* second) {
-  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(first));
-  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(second));
-  return widen_lanes(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1), T{});
+  const auto* a = reinterpret_cast<const __m128i*>(first);
+  const auto* b = reinterpret_cast<const __m128i*>(second);
+  if constexpr (sizeof(T) == 1) {
+    return widen_lanes(_mm_unpacklo_epi64(_mm_loadl_epi64(a), _mm_loadl_epi64(b)), T{});
+  } else {
+    const __m256i low = _mm256_castsi128_si256(_mm_loadu_si128(a));
+    return widen_lanes(_mm256_inserti128_si256(low, _mm_loadu_si128(b), 1), T{});
+  }
 }
 #endif
 

@@ -22,10 +22,12 @@ struct ScoreRules {
   float factor;        // scale * log2(e), or scale / softcap before the tanh
   float softcap_log2;  // softcap * log2(e)
 
-  explicit ScoreRules(const AttentionParams& params)
+  ScoreRules(const AttentionParams& params, int kv_head)
       : has_softcap(params.softcap > 0.0f),
         factor(has_softcap ? params.scale / params.softcap : params.scale * kLog2E),
-        softcap_log2(params.softcap * kLog2E) {}
+        softcap_log2(params.softcap * kLog2E) {
+    if (params.batch.k_scale) factor *= params.batch.k_scale[kv_head];  // of a quantised cache
+  }
 };
 
 // The keys of a tile that a row sees, as offsets in the tile: [begin, end), and where the row itself stands.
@@ -134,11 +136,12 @@ inline float log_sum_exp(const RowPart& row) {
   return static_cast<float>(static_cast<double>(row.max) * kLn2 + std::log(static_cast<double>(row.sum)));
 }
 
+// `scale`: of the values, 1 unless they are quantised.
 template <class T>
-void write_output(const RowPart& row, int head_dim, T* __restrict out) {
+void write_output(const RowPart& row, int head_dim, float scale, T* __restrict out) {
   const float divisor = row.sum == 0.0f ? 1.0f : row.sum;
   for (int d = 0; d < head_dim; ++d)
-    narrow(row.outputs[d] / divisor + 0.0f, out[d]);  // + 0: no negative zero
+    narrow(row.outputs[d] / divisor * scale + 0.0f, out[d]);  // + 0: no negative zero
 }
 
 }  // namespace

@@ -12,7 +12,9 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include "common/dtype.h"
 #include "common/numerics.h"
+#include "common/quantised.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {  // internal linkage: copies for different instruction sets must never be merged
@@ -33,6 +35,25 @@ struct Half {
 struct BFloat {
   uint16_t bits;
 };
+struct Float8 {  // e4m3
+  uint8_t code;
+};
+struct Int8 {
+  int8_t code;
+};
+
+// Calls f with an element of a dtype that queries, new rows and results may have.
+template <class F>
+void with_element_of(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kFloat16:
+      return f(Half{});
+    default:
+      return f(BFloat{});
+  }
+}
 
 #define TOKENSTEP_VEC static inline __attribute__((always_inline))
 
@@ -103,8 +124,9 @@ TOKENSTEP_VEC Floats shuffle_fours(Floats a, Floats b) {
 #endif
 }
 
-// ---- 16-bit floats ----------------------------------------------------------------------------------------
-// Scalar forms: exact widening; rounding to nearest even as the hardware does it (NaN stays NaN, made quiet).
+// ---- narrow elements --------------------------------------------------------------------------------------
+// Scalar forms: exact widening; rounding to nearest even as the hardware does it (NaN stays NaN, made quiet;
+// of one byte: quantised.h).
 TOKENSTEP_VEC float widen(float x) { return x; }
 TOKENSTEP_VEC float widen(BFloat x) { return float_from_bits(uint32_t{x.bits} << 16); }
 TOKENSTEP_VEC float widen(Half x) {
@@ -113,7 +135,11 @@ TOKENSTEP_VEC float widen(Half x) {
   const uint32_t finite = tokenstep::bits_of(float_from_bits(magnitude << 13) * 0x1p112f);
   return float_from_bits(sign | (magnitude >= 0x7c00u ? 0x7f800000u | magnitude << 13 : finite));
 }
+TOKENSTEP_VEC float widen(Float8 x) { return float_from_e4m3(x.code); }
+TOKENSTEP_VEC float widen(Int8 x) { return float_from_int8(x.code); }
 
+TOKENSTEP_VEC void narrow(float x, Float8& out) { out.code = e4m3_from_float(x); }
+TOKENSTEP_VEC void narrow(float x, Int8& out) { out.code = int8_from_float(x); }
 TOKENSTEP_VEC void narrow(float x, float& out) { out = x; }
 TOKENSTEP_VEC void narrow(float x, BFloat& out) {
   const uint32_t u = tokenstep::bits_of(x);
@@ -130,6 +156,18 @@ TOKENSTEP_VEC void narrow(float x, Half& out) {
   out.bits = static_cast<uint16_t>(sign | (magnitude >= 0x477ff000u ? huge : finite));
 }
 
+// Float8 as a half: with the exponent's bias of 15 for 7 it has 2^-8 of its value, and the CPU widens it,
+// subnormal numbers too. Bit 14 gets a copy of the sign at first; adding one unit changes it for the code of
+// NaN alone (1.875 otherwise), so that the exclusive or leaves it set just there.
+#if defined(__AVX2__)
+using Codes = int8_t __attribute__((vector_size(kLanes)));
+using Halves = int16_t __attribute__((vector_size(kLanes * 2)));
+TOKENSTEP_VEC Halves halves_of(Codes codes) {
+  const Halves placed = __builtin_convertvector(codes, Halves) << 7;
+  return placed ^ ((placed + 0x80) & 0x4000);
+}
+#endif
+
 // kLanes elements as floats.
 #if defined(__AVX512F__)
 TOKENSTEP_VEC Floats widen_lanes(__m256i bits, Half) {
@@ -138,9 +176,18 @@ TOKENSTEP_VEC Floats widen_lanes(__m256i bits, Half) {
 TOKENSTEP_VEC Floats widen_lanes(__m256i bits, BFloat) {
   return reinterpret_cast<Floats>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
+TOKENSTEP_VEC Floats widen_lanes(__m128i codes, Float8) {
+  return widen_lanes(reinterpret_cast<__m256i>(halves_of(reinterpret_cast<Codes>(codes))), Half{}) * 0x1p8f;
+}
+TOKENSTEP_VEC Floats widen_lanes(__m128i codes, Int8) {
+  return reinterpret_cast<Floats>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
+}
 template <class T>
 TOKENSTEP_VEC Floats load(const T* p) {
-  return widen_lanes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{});
+  if constexpr (sizeof(T) == 1)
+    return widen_lanes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), T{});
+  else
+    return widen_lanes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{});
 }
 #else
 TOKENSTEP_VEC Floats load(const BFloat* p) {
@@ -148,15 +195,28 @@ TOKENSTEP_VEC Floats load(const BFloat* p) {
   memcpy(&bits, p, sizeof bits);
   return floats_of(__builtin_convertvector(bits, Ints) << 16);
 }
-TOKENSTEP_VEC Floats load(const Half* p) {
+TOKENSTEP_VEC Floats load(const Int8* p) {
+  int8_t codes __attribute__((vector_size(kLanes)));
+  memcpy(&codes, p, sizeof codes);
+  return __builtin_convertvector(__builtin_convertvector(codes, Ints), Floats);
+}
 #if defined(__AVX2__)
+TOKENSTEP_VEC Floats load(const Half* p) {
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+TOKENSTEP_VEC Floats load(const Float8* p) {
+  Codes codes;
+  memcpy(&codes, p, sizeof codes);
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(halves_of(codes)))) * 0x1p8f;
+}
 #else
+template <class T>
+TOKENSTEP_VEC Floats load(const T* p) {
   Floats v;
   for (int i = 0; i < kLanes; ++i) v[i] = widen(p[i]);
   return v;
-#endif
 }
+#endif
 #endif
 
 // The first `count` lanes, zeros beyond; count >= kLanes: all. A masked load and not a branch: loops stay
@@ -168,7 +228,10 @@ TOKENSTEP_VEC Floats load_first(const float* p, int count) {
 }
 template <class T>
 TOKENSTEP_VEC Floats load_first(const T* p, int count) {
-  return widen_lanes(_mm256_maskz_loadu_epi16(first_lanes(count), p), T{});
+  if constexpr (sizeof(T) == 1)
+    return widen_lanes(_mm_maskz_loadu_epi8(first_lanes(count), p), T{});
+  else
+    return widen_lanes(_mm256_maskz_loadu_epi16(first_lanes(count), p), T{});
 }
 #else
 template <class T>

@@ -1,8 +1,16 @@
 // Elements of tensors as kernels read and write them.
 #pragma once
+#include "common/quantised.h"
 #include "cuda/ptx.cuh"
 
 namespace tokenstep::cuda {
+
+struct Float8 {  // e4m3
+  uint8_t code;
+};
+struct Int8 {
+  int8_t code;
+};
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
@@ -22,6 +30,15 @@ __device__ __forceinline__ __half narrow<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+template <>
+__device__ __forceinline__ Float8 narrow<Float8>(float x) {
+  return {e4m3_from_float(x)};
+}
+template <>
+__device__ __forceinline__ Int8 narrow<Int8>(float x) {
+  return {int8_from_float(x)};
 }
 
 // Two neighbours in one word, the first in the low half.

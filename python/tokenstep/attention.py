@@ -68,8 +68,8 @@ def paged_attention(
     Args:
         q: Queries ``[T, Hq, D]``, float32, float16 or bfloat16; D a multiple of 8 up to 256, contiguous.
         k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous. Hq is a multiple
-            of Hkv.
-        v_cache: Values, the same shape.
+            of Hkv. In the dtype of q, or quantised: float8_e4m3 (torch's ``float8_e4m3fn``) or int8.
+        v_cache: Values, the same shape and dtype.
         block_table: int32 ``[R, max_blocks]``: block ``i`` of a sequence holds its tokens from
             ``i * block_size`` on.
         seq_lens: int32 ``[R]``: all tokens of each sequence, new ones included. 0 gives zeros and lse -inf.
@@ -84,7 +84,9 @@ def paged_attention(
         softcap: ``softcap * tanh(score / softcap)``, after the scale.
         alibi_slopes: float32 ``[Hq]``: adds ``slope * (key position - query position)``.
         sinks: float32 ``[Hq]``: one more score per head, without a value.
-        k_scale: Scales of a quantised cache, not supported on the CPU yet.
+        k_scale: float32 ``[Hkv]``, of a quantised cache only: a key is what the cache holds times its head's
+            scale, finite and above 0. New keys are divided by it (after their rotation, in float32), rounded
+            to nearest even and saturated: to ±448, or -128 … 127. NaN stays NaN in float8, and is 0 in int8.
         v_scale: The same, of the values.
         out: Where to write, like q in shape and type.
         return_lse: Also return the natural log-sum-exp of the scores, sinks included.
@@ -138,29 +140,33 @@ def append_kv(
     query_start: Any | None = None,
     k_scale: Any | None = None,
     v_scale: Any | None = None,
+    status: Any | None = None,
 ) -> None:
     """Writes new keys and values to their pages: the append of :func:`paged_attention`, bit for bit.
 
     Args:
         k: New keys ``[T, Hkv, D]``, the last tokens of their sequences; rotated with ``rope`` on the way.
         v: New values ``[T, Hkv, D]``.
-        k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous.
-        v_cache: Values, the same shape.
+        k_cache: Keys ``[num_blocks, block_size, Hkv, D]`` in any strides with D contiguous, in the dtype of
+            k or quantised (float8_e4m3, int8).
+        v_cache: Values, the same shape and dtype.
         block_table: int32 ``[R, max_blocks]``.
         seq_lens: int32 ``[R]``: all tokens of each sequence, the new ones included; 0: nothing to append.
         q: Queries ``[T, Hq, D]`` to rotate in place.
         rope: Rotates k and q at their positions.
         query_start: int32 ``[R + 1]``: rows of each sequence. None: one row per sequence.
-        k_scale: Scales of a quantised cache, not supported on the CPU yet.
+        k_scale: float32 ``[Hkv]``, of a quantised cache only, as in :func:`paged_attention`.
         v_scale: The same, of the values.
+        status: int32 ``[R]`` to fill, as in :func:`paged_attention`: of a bad sequence nothing is appended or
+            rotated.
 
     Raises:
-        ValueError: An argument of the wrong shape or range, or a sequence with a bad block id or length.
-            Nothing has been written then.
+        ValueError: An argument of the wrong shape or range, or, on the CPU without ``status``, a sequence
+            with a bad block id or length. Nothing has been written then.
         TypeError: An argument of the wrong type or dtype.
     """
     _native.module_for(k).append_kv(
-        k, v, k_cache, v_cache, block_table, seq_lens, q, rope, query_start, k_scale, v_scale
+        k, v, k_cache, v_cache, block_table, seq_lens, q, rope, query_start, k_scale, v_scale, status
     )
 
 

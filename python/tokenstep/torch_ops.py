@@ -120,7 +120,8 @@ def _attention_shapes(q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
 
 @_define(
     "append_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor block_table, "
-    f"Tensor seq_lens, *, Tensor(c!)? q=None, {_ROPE}, Tensor? query_start=None, {_SCALES}) -> ()"
+    f"Tensor seq_lens, *, Tensor(c!)? q=None, {_ROPE}, Tensor? query_start=None, {_SCALES}, "
+    "Tensor(d!)? status=None) -> ()"
 )
 def _append_kv(
     k: Tensor,
@@ -293,6 +294,7 @@ def append_kv(
     query_start: Tensor | None = None,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    status: Tensor | None = None,
 ) -> None:
     """:func:`tokenstep.append_kv`, by ``torch.ops.tokenstep.append_kv``."""
     torch.ops.tokenstep.append_kv(
@@ -309,6 +311,7 @@ def append_kv(
         query_start=query_start,
         k_scale=k_scale,
         v_scale=v_scale,
+        status=status,
     )
 
 

@@ -1,19 +1,63 @@
 """Sequences for the attention tests: dense values, the same in pages of any size and layout, and what torch
-computes."""
+computes.
+
+A dtype is that of queries, new rows and cache, or names two: "bfloat16/int8" has a cache of int8.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from sample_cases import DTYPES, array_of, supported_isas  # noqa: F401
+import sample_cases
+from sample_cases import DTYPES, supported_isas  # noqa: F401
 
 import tokenstep as ts
 from tokenstep.reference import attention as reference
+from tokenstep.reference import quantised
 
 torch = pytest.importorskip("torch")
 
 LAYOUTS = ("NHD", "HND", "joint", "padded")
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+QUANTISED = ("float32/int8", "float16/float8_e4m3", "bfloat16/int8", "bfloat16/float8_e4m3")
+EVERY_CACHE = (*DTYPES, *QUANTISED)
+
+
+def row_dtype(dtype):
+    """Of queries, new rows and results."""
+    return dtype.partition("/")[0]
+
+
+def cache_dtype(dtype):
+    """Of the caches."""
+    return dtype.rpartition("/")[2]
+
+
+def scales_of(dtype, num_kv_heads):
+    """``{"k_scale": …, "v_scale": …}`` for normal values, or nothing for a cache that is not quantised.
+
+    The largest of them saturate, the smallest become subnormal."""
+    if cache_dtype(dtype) not in quantised.CODES:
+        return {}
+    unit = 3.0 / np.nanmax(quantised.CODES[cache_dtype(dtype)])
+    heads = np.arange(num_kv_heads)
+    return {
+        "k_scale": (unit * 1.1 ** (heads % 5)).astype(np.float32),
+        "v_scale": (unit * 0.9 ** (heads % 7)).astype(np.float32),
+    }
+
+
+def array_of(values, dtype):
+    """An array of this dtype, and the float32 values that it holds; bfloat16 and float8 are torch tensors.
+
+    Of one byte, they are those of the nearest codes; int8 has 127 for NaN."""
+    if dtype == "int8":
+        codes = np.rint(np.where(np.isnan(values), 127, values)).astype(np.int8)
+        return codes, codes.astype(np.float32)
+    if dtype == "float8_e4m3":
+        codes = torch.from_numpy(values).to(torch.float8_e4m3fn)
+        return codes, codes.float().numpy()
+    return sample_cases.array_of(values, row_dtype(dtype))
 
 
 @dataclass(frozen=True)
@@ -46,9 +90,21 @@ def rounded(rng, shape, dtype, spread=1.0):
 
 def random_sequence(rng, dtype, heads, length, queries=1, spread=1.0):
     """A sequence of normal values; ``spread`` widens the queries and thus sharpens the weights."""
-    keys = (length, heads.num_kv_heads, heads.head_dim)
+    shape = (length, heads.num_kv_heads, heads.head_dim)
     q = rounded(rng, (queries, heads.num_heads, heads.head_dim), dtype, spread)
-    return Sequence(q, rounded(rng, keys, dtype), rounded(rng, keys, dtype))
+    k, v = rounded(rng, shape, dtype), rounded(rng, shape, dtype)
+    if scales := scales_of(dtype, heads.num_kv_heads):
+        k, v = (
+            codes_of(x, scale, dtype) * scale[:, None]
+            for x, scale in zip((k, v), scales.values(), strict=True)
+        )
+    return Sequence(q, k, v)
+
+
+def codes_of(x, scale, dtype):
+    """What a quantised cache holds of rows ``[n, Hkv, D]``: the values of their codes, float32."""
+    codes = quantised.quantise(x, scale, cache_dtype(dtype))
+    return quantised.decode(codes, cache_dtype(dtype)).astype(np.float32)
 
 
 def empty_caches(num_blocks, block_size, heads, layout):
@@ -84,7 +140,8 @@ def keep_strides(values, dtype):
 
 @dataclass
 class Paged:
-    """Sequences in pages. ``arguments`` are the kernel's, ``exact`` the same in float32 for the reference."""
+    """Sequences in pages. ``arguments`` are the kernel's, ``exact`` the same in float32 for the reference: of
+    quantised caches the values of their codes."""
 
     arguments: dict
     exact: dict
@@ -117,25 +174,35 @@ def paged(sequences, dtype, block_size=16, layout="NHD", rng=None, library=None,
     blocks = [-(-n // block_size) for n in lengths]
     num_blocks = sum(blocks) + extra_blocks
     k_cache, v_cache = empty_caches(num_blocks, block_size, heads, layout)
+    scales = scales_of(dtype, heads.num_kv_heads)
     ids = rng.permutation(num_blocks).astype(np.int32)
     table = np.full((len(sequences), max(blocks) + 1), -1, np.int32)
     for r, s in enumerate(sequences):
+        k, v = s.k, s.v
+        if scales:
+            k, v = (
+                array_of(x / scales[n][:, None], cache_dtype(dtype))[1]
+                for n, x in (("k_scale", k), ("v_scale", v))
+            )
         mine, ids = ids[: blocks[r]], ids[blocks[r] :]
         table[r, : blocks[r]] = mine
         for i, block in enumerate(mine):
             tokens = slice(i * block_size, min((i + 1) * block_size, lengths[r]))
-            k_cache[block, : tokens.stop - tokens.start] = s.k[tokens]
-            v_cache[block, : tokens.stop - tokens.start] = s.v[tokens]
+            k_cache[block, : tokens.stop - tokens.start] = k[tokens]
+            v_cache[block, : tokens.stop - tokens.start] = v[tokens]
     counts = [len(s.q) for s in sequences]
     q = np.concatenate([s.q for s in sequences])
     exact = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "block_table": table}
     exact["seq_lens"] = np.array(lengths, np.int32)
     if any(n != 1 for n in counts):
         exact["query_start"] = np.cumsum([0, *counts]).astype(np.int32)
-    arguments = {n: keep_strides(a, dtype) if a.dtype == np.float32 else a for n, a in exact.items()}
+    arguments = exact | {"q": keep_strides(q, dtype)} | scales
+    for name in ("k_cache", "v_cache"):
+        arguments[name] = keep_strides(exact[name], cache_dtype(dtype))
+    exact |= scales
     if "query_start" in exact:
         arguments["max_query_len"] = max(1, *counts)
-    if library == "torch" or isinstance(arguments["q"], torch.Tensor):
+    if library == "torch" or any(isinstance(a, torch.Tensor) for a in arguments.values()):
         arguments = {n: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for n, a in arguments.items()}
     return Paged(arguments, exact, counts)
 
@@ -148,8 +215,8 @@ def numbers(a):
 def bits(a):
     """Bit patterns as a NumPy array of integers."""
     if isinstance(a, torch.Tensor):
-        a = (a.view(torch.int16) if a.dtype == torch.bfloat16 else a).contiguous().numpy()
-    return np.ascontiguousarray(a).view({2: np.int16, 4: np.int32}[a.dtype.itemsize])
+        a = (a.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[a.itemsize])).contiguous().numpy()
+    return np.ascontiguousarray(a).view({1: np.int8, 2: np.int16, 4: np.int32}[a.dtype.itemsize])
 
 
 def assert_same_bits(got, want, context=""):
@@ -172,7 +239,8 @@ def torch_attention(sequence, dtype, scale=None, window=None, softcap=None, alib
     The softmax is always in float32. Returns ``out [n, Hq, D]`` and ``lse [n, Hq]`` as float64.
     """
     q, k, v = (
-        torch.as_tensor(array_of(x, dtype)[0]).transpose(0, 1) for x in (sequence.q, sequence.k, sequence.v)
+        torch.from_numpy(x).to(getattr(torch, row_dtype(dtype))).transpose(0, 1)
+        for x in (sequence.q, sequence.k, sequence.v)
     )
     group = q.shape[0] // k.shape[0]
     mask = torch.from_numpy(visible(sequence, window))

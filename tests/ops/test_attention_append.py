@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
+from attention_append_cases import Case, angles_of
 from attention_cases import (
     DTYPES,
+    EVERY_CACHE,
+    QUANTISED,
     UNIT_ROUNDOFF,
     Heads,
     array_of,
     assert_same_bits,
     bits,
-    keep_strides,
+    cache_dtype,
     numbers,
-    paged,
     random_sequence,
-    rounded,
+    scales_of,
     supported_isas,
     torch,
 )
@@ -22,72 +24,17 @@ import tokenstep as ts
 from tokenstep import _native
 from tokenstep.reference import attention as reference
 
-HEADS = Heads(6, 2, 80)
-LENGTHS = [(300, 1), (70, 33), (0, 1), (1, 1), (40, 40), (90, 0), (17, 2)]
-
-
-def angles_of(head_dim, rotary_dim, max_position=400, seed=0):
-    """Random angles: tables need not come from a formula."""
-    return np.random.default_rng(seed).uniform(-3, 3, (max_position, rotary_dim // 2))
-
-
-class Case:
-    """A batch whose last rows are still to be appended: their slots in the cache hold NaN."""
-
-    def __init__(self, dtype, heads=HEADS, lengths=LENGTHS, layout="NHD", block_size=16, seed=0):
-        rng = np.random.default_rng(seed)
-        sequences = [random_sequence(rng, dtype, heads, n, m) for n, m in lengths]
-        self.batch = paged(sequences, dtype, block_size, layout)
-        self.dtype, self.count = dtype, sum(self.batch.counts)
-        shape = (self.count, heads.num_kv_heads, heads.head_dim)
-        self.k, self.v = rounded(rng, shape, dtype), rounded(rng, shape, dtype)
-        for name in ("k_cache", "v_cache"):
-            erase = np.full(shape, np.nan, np.float32)
-            reference.append_kv(erase, erase, *[self.batch.exact[name]] * 2, *self.where())
-            self.batch.arguments[name] = keep_strides(self.batch.exact[name], dtype)
-
-    def where(self):
-        exact = self.batch.exact
-        return exact["block_table"], exact["seq_lens"], exact.get("query_start")
-
-    def positions(self):
-        """The position of each row in its sequence; 0 for rows of empty sequences."""
-        found = np.zeros(self.count, np.int64)
-        for _, row, position in reference.query_rows(self.where()[1], self.where()[2]):
-            found[row] = position
-        return found
-
-    def array(self, values):
-        return keep_strides(values.copy(), self.dtype)
-
-    def append(self, **options):
-        a = self.batch.arguments
-        names = ("k_cache", "v_cache", "block_table", "seq_lens")
-        start = {"query_start": a["query_start"]} if "query_start" in a else {}
-        ts.append_kv(self.array(self.k), self.array(self.v), *(a[n] for n in names), **start, **options)
-
-    def caches(self):
-        return bits(self.batch.arguments["k_cache"]), bits(self.batch.arguments["v_cache"])
-
-    def rope(self, angles, **kwargs):
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        if isinstance(self.batch.arguments["q"], torch.Tensor):
-            cos, sin = torch.from_numpy(cos), torch.from_numpy(sin)
-        return ts.Rope(cos, sin, **kwargs)
-
 
 @pytest.mark.parametrize("layout", ["NHD", "HND", "joint", "padded"])
 @pytest.mark.parametrize("block_size", [1, 16, 17, 256])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_rows_are_written_to_their_slots_and_nowhere_else(dtype, block_size, layout):
     case = Case(dtype, block_size=block_size, layout=layout)
-    want = [keep_strides(case.batch.exact[n].copy(), dtype) for n in ("k_cache", "v_cache")]
-    if isinstance(want[0], torch.Tensor):
-        want = [w.float().numpy() for w in want]
-    reference.append_kv(case.k, case.v, *want, *case.where())
+    want = [case.batch.exact[n].copy() for n in ("k_cache", "v_cache")]
+    reference.append_kv(*case.stored(), *want, *case.where())
     case.append()
     for got, expected in zip(case.caches(), want, strict=True):
-        np.testing.assert_array_equal(got, bits(array_of(expected, dtype)[0]))
+        np.testing.assert_array_equal(got, bits(array_of(expected, cache_dtype(dtype))[0]))
 
 
 @pytest.mark.parametrize("isa", supported_isas())
@@ -115,6 +62,34 @@ def test_keys_and_queries_are_rotated_in_float32_and_rounded_once(dtype, interle
         half_ulp = UNIT_ROUNDOFF[dtype] * np.maximum(np.abs(want), 2.0**-14)
         assert (np.abs(got - want) <= half_ulp + 2.0**-23 * 8).all()
         np.testing.assert_array_equal(got[..., rotary_dim:], want[..., rotary_dim:])
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("rotary_dim", [6, 80])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_keys_of_a_quantised_cache_are_rotated_and_divided_in_float32_and_rounded_once(
+    dtype, interleaved, rotary_dim, isa
+):
+    _native.cpu.set_isa(isa)
+    case = Case(dtype)
+    case.append(rope=case.rope(angles_of(80, rotary_dim), interleaved=interleaved))
+    angles = angles_of(80, rotary_dim)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    case.k = reference.rotate(case.k, case.positions(), cos, sin, interleaved)
+    want = case.batch.exact["k_cache"].copy()
+    reference.append_kv(*case.stored()[:1] * 2, *[want] * 2, *case.where())
+    np.testing.assert_array_equal(case.caches()[0], bits(array_of(want, cache_dtype(dtype))[0]))
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_what_is_beyond_a_quantised_cache_saturates_and_nan_stays_nan_where_there_is_one(dtype):
+    case = Case(dtype, lengths=[(1, 1)])
+    case.k[0, 0, :6] = case.v[0, 0, :6] = [np.nan, np.inf, -np.inf, 6e4, -6e4, 0]
+    case.append()
+    for cache in case.caches():
+        codes = cache[case.where()[0][0, 0], 0, 0, :6].tolist()
+        assert codes == ([0, 127, -128, 127, -128, 0] if "int8" in dtype else [0x7F, 0x7E, -2, 0x7E, -2, 0])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -167,7 +142,7 @@ def test_interleaved_rotation_is_that_of_gptj():
 # ---- fused -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rope", [None, "neox", "interleaved", "partial"])
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_attention_that_appends_equals_append_and_then_attention(dtype, threads, rope):
     _native.cpu.set_num_threads(threads)
     fused, apart = Case(dtype), Case(dtype)
@@ -194,7 +169,7 @@ def test_a_rotated_query_without_new_rows_sees_the_cache_as_it_is(dtype):
     assert_same_bits(got, turned.batch.attend())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_tokens_appended_one_by_one_give_the_bits_of_a_prefill(dtype):
     """A sequence's life: a prefill at once, and the same tokens fed one at a time into another cache."""
     heads = Heads(4, 2, 64)
@@ -204,15 +179,17 @@ def test_tokens_appended_one_by_one_give_the_bits_of_a_prefill(dtype):
     cos, sin = (torch.from_numpy(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
     q, k, v = (torch.as_tensor(array_of(x, dtype)[0]) for x in (s.q, s.k, s.v))
     table = torch.tensor([[3, 0, 2, 1, -1]], dtype=torch.int32)
+    scales = {n: torch.from_numpy(a) for n, a in scales_of(dtype, 2).items()}
     outs = []
     for step in (60, 1, 7):
-        caches = [torch.full((4, 16, 2, 64), torch.nan).to(q.dtype) for _ in range(2)]
+        empty = torch.as_tensor(array_of(np.full((4, 16, 2, 64), np.nan), cache_dtype(dtype))[0])
+        caches = [empty.clone(), empty.clone()]
         parts = []
         for i in range(0, 60, step):
             j = min(i + step, 60)
             out, lse = ts.paged_attention(
                 q[i:j], *caches, table, torch.tensor([j], dtype=torch.int32),
-                k=k[i:j], v=v[i:j], rope=ts.Rope(cos, sin), return_lse=True,
+                k=k[i:j], v=v[i:j], rope=ts.Rope(cos, sin), return_lse=True, **scales,
                 query_start=torch.tensor([0, j - i], dtype=torch.int32), max_query_len=step,
             )  # fmt: skip
             parts.append((out, lse))

@@ -182,21 +182,55 @@ def test_the_cache_has_the_dtype_of_the_queries():
     refused("paged_attention", TypeError, "k_cache has dtype float32, expected float16", q=half)
 
 
-@pytest.mark.parametrize("name", ["k_cache", "v_cache"])
-def test_quantised_caches_are_refused_with_their_reason(name):
+# ---- quantised caches ------------------------------------------------------------------------------------
+def int8_caches(**changes):
+    """What makes the ops' caches int8 ones, with changes."""
     cache = np.zeros((BLOCKS, BLOCK_SIZE, HKV, D), np.int8)
-    refused(
-        "paged_attention", TypeError,
-        f"{name} has dtype int8, expected float32 like q: quantised caches are not supported on the CPU yet",
-        **{name: cache},
-    )  # fmt: skip
+    scales = {"k_scale": f32(HKV), "v_scale": f32(HKV)}
+    return {"k_cache": cache, "v_cache": cache.copy()} | scales | changes
+
+
+@pytest.mark.parametrize("op", ["paged_attention", "append_kv"])
+def test_quantised_caches_that_these_tests_start_from_are_accepted(op):
+    getattr(ts, op)(**OPS[op]() | int8_caches())
+
+
+def test_keys_and_values_are_quantised_alike():
+    words = "v_cache has dtype float32, expected int8"
+    both(TypeError, words, **int8_caches(v_cache=f32(BLOCKS, BLOCK_SIZE, HKV, D)))
     fp8 = torch.zeros(BLOCKS, BLOCK_SIZE, HKV, D, dtype=torch.float8_e4m3fn)
-    refused("paged_attention", TypeError, f"{name} has dtype float8_e4m3, expected float32", **{name: fp8})
+    both(TypeError, "v_cache has dtype float8_e4m3, expected int8", **int8_caches(v_cache=fp8))
+    words = "k_cache has dtype uint8, expected float32 or float8_e4m3 or int8"
+    both(TypeError, words, k_cache=np.zeros((BLOCKS, BLOCK_SIZE, HKV, D), np.uint8))
+
+
+SCALES = [
+    (None, ValueError, "{} is None, expected float32 [num_kv_heads] for a cache of int8"),
+    ([1.0, 1.0], TypeError, "{} is a list, expected an array"),
+    (np.ones(HKV), TypeError, "{} has dtype float64, expected float32"),
+    (f32(HQ), ValueError, "{} has shape [4], expected [2] = [num_kv_heads]"),
+    (f32(1, HKV), ValueError, "{} has shape [1, 2], expected [2]"),
+    (f32(2 * HKV)[::2], ValueError, "{} has stride 2 along axis 0, expected 1"),
+    (np.float32([1, 0]), ValueError, "{}[1] = 0, expected a finite number above 0"),
+    (np.float32([-0.5, 1]), ValueError, "{}[0] = -0.5, expected a finite number above 0"),
+    (np.float32([1, np.inf]), ValueError, "{}[1] = inf, expected a finite number above 0"),
+    (np.float32([np.nan, 1]), ValueError, "{}[0] = nan, expected a finite number above 0"),
+]
+
+
+@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
+@pytest.mark.parametrize(("scale", "error", "words"), SCALES)
+def test_a_quantised_cache_has_a_positive_finite_scale_per_head(name, scale, error, words):
+    both(error, words.format(name), **int8_caches(**{name: scale}))
 
 
 @pytest.mark.parametrize("name", ["k_scale", "v_scale"])
 def test_scales_need_a_quantised_cache(name):
-    both(ValueError, f"{name} is given, expected None: only quantised caches have scales", **{name: f32(HKV)})
+    both(
+        ValueError,
+        f"{name} is given, expected None: only quantised caches have scales, not float32",
+        **{name: f32(HKV)},
+    )
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from attention_cases import (
     DTYPES,
+    EVERY_CACHE,
     Heads,
     Sequence,
     array_of,
@@ -66,7 +67,7 @@ def assert_all_same(got, want, context=""):
 
 
 every_case = pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_dtype = pytest.mark.parametrize("dtype", [*DTYPES, "bfloat16/float8_e4m3"])
 
 
 @every_case
@@ -182,7 +183,7 @@ def test_a_result_repeats(dtype):
         assert_all_same(run(sequences, dtype, heads, "all"), want)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_the_instruction_sets_that_agree(dtype):
     """AVX2 and AVX-512 give the same bits; the bfloat16 products of AVX-512 BF16 have their own, and so has
     the portable code, without fused multiply-adds."""
@@ -206,7 +207,7 @@ def flush_denormals():
 
 
 @pytest.mark.parametrize("isa", supported_isas())
-@every_dtype
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_flushing_of_subnormal_numbers_in_the_caller_changes_nothing(dtype, isa, flush_denormals):
     """torch sets it for the calling thread alone: threads that help would then differ from it."""
     _native.cpu.set_isa(isa)
@@ -242,7 +243,7 @@ def two_ways(draw):
         "length": length,
         "queries": queries,
         "part": (first, draw(st.integers(first + 1, queries))),
-        "dtype": draw(st.sampled_from(DTYPES)),
+        "dtype": draw(st.sampled_from(EVERY_CACHE)),
         "isa": draw(st.sampled_from(supported_isas())),
         "block_sizes": (draw(st.integers(1, 300)), draw(st.integers(1, 300))),
         "layout": draw(st.sampled_from(["NHD", "HND", "joint", "padded"])),

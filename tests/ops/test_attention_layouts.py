@@ -4,7 +4,7 @@ each answered in its own kind."""
 import numpy as np
 import pytest
 from attention_cases import (
-    DTYPES,
+    EVERY_CACHE,
     LAYOUTS,
     Heads,
     assert_same_bits,
@@ -27,7 +27,7 @@ def sequences_of(dtype, lengths=LENGTHS, heads=HEADS, seed=0):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_caches_of_any_strides_give_the_same_bits(dtype, layout):
     sequences = sequences_of(dtype)
     want = paged(sequences, dtype).attend(window=50)
@@ -65,7 +65,7 @@ def strided(a, dtype):
     return keep_strides(wide[:, 1 : a.shape[1] + 1, 8 : a.shape[2] + 8], dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_queries_new_rows_and_out_may_be_strided(dtype):
     sequences = sequences_of(dtype)
     plain, apart = paged(sequences, dtype), paged(sequences, dtype)

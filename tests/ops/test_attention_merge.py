@@ -10,14 +10,13 @@ from attention_cases import (
     as_argument,
     assert_same_bits,
     bits,
-    keep_strides,
     numbers,
     paged,
     random_sequence,
-    rounded,
     supported_isas,
     torch,
 )
+from attention_merge_cases import arguments, random_parts
 
 import tokenstep as ts
 from tokenstep import _native
@@ -51,20 +50,6 @@ def test_parts_merge_to_attention_over_their_union(dtype, cuts):
     bound = 3 * UNIT_ROUNDOFF[dtype] * np.abs(s.v).max() + 2.0**-20
     assert np.abs(numbers(out) - want_out).max() <= bound
     assert np.abs(numbers(lse) - want_lse).max() <= 2.0**-19
-
-
-def random_parts(dtype, shape=(5, 7, 3, 40), seed=1, spread=3.0):
-    """Outputs and log-sum-exps of parts, some of them without keys."""
-    rng = np.random.default_rng(seed)
-    outs = rounded(rng, shape, dtype)
-    lses = (rng.standard_normal(shape[:3]) * spread).astype(np.float32)
-    lses[rng.random(lses.shape) < 0.3] = -np.inf
-    return outs, lses
-
-
-def arguments(outs, lses, dtype):
-    outs = keep_strides(outs, dtype)
-    return outs, torch.from_numpy(lses) if isinstance(outs, torch.Tensor) else lses
 
 
 @pytest.mark.parametrize("isa", supported_isas())

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from attention_cases import (
     DTYPES,
+    EVERY_CACHE,
+    QUANTISED,
     Heads,
     Sequence,
     array_of,
@@ -42,14 +44,14 @@ def batch_of(dtype, heads=HEADS, lengths=LENGTHS, spread=2.0, seed=0, **how):
 @pytest.mark.parametrize(
     "names", [n for k in range(1, 6) for n in itertools.combinations(OPTIONS, k)], ids="+".join
 )
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "bfloat16/int8"])
 def test_each_and_all_together_are_as_accurate_as_torch(dtype, names):
     batch, sequences = batch_of(dtype)
     assert_as_accurate_as_torch(batch, sequences, dtype, **{n: OPTIONS[n] for n in names})
 
 
 @pytest.mark.parametrize("isa", supported_isas())
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_all_together_on_every_instruction_set(dtype, isa):
     _native.cpu.set_isa(isa)
     batch, sequences = batch_of(dtype, Heads(6, 3, 80))
@@ -111,8 +113,11 @@ def test_a_sink_of_any_size_takes_its_share(sink):
 
 # ---- values that are not finite --------------------------------------------------------------------------
 @pytest.mark.parametrize("isa", supported_isas())
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "poison"),
+    [(dtype, poison) for dtype in DTYPES for poison in (np.nan, np.inf, -np.inf)]
+    + [(dtype, np.nan) for dtype in QUANTISED if "float8" in dtype],
+)
 def test_what_a_query_must_not_see_cannot_harm_it(dtype, poison, isa):
     """Keys and values after a query, or before its window, may hold anything: a weight of 0 is not enough."""
     _native.cpu.set_isa(isa)

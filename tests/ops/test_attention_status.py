@@ -4,7 +4,16 @@ import re
 
 import numpy as np
 import pytest
-from attention_cases import DTYPES, Heads, assert_same_bits, bits, keep_strides, paged, random_sequence, torch
+from attention_cases import (
+    EVERY_CACHE,
+    Heads,
+    assert_same_bits,
+    bits,
+    keep_strides,
+    paged,
+    random_sequence,
+    torch,
+)
 
 import tokenstep as ts
 from tokenstep import _native
@@ -209,10 +218,28 @@ def test_positions_beyond_the_rope_tables_are_a_bad_length():
     assert status.tolist() == [OK, BAD_LENGTH, OK, OK]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_length_zero_gives_zeros_whatever_the_table_says(dtype):
     batch = batch_of(dtype, [(0, 1), (0, 5)])
     batch.arguments["block_table"][:] = 99
     out, lse = batch.attend()
     assert (bits(out) == 0).all()
     assert (lse == -np.inf).all()
+
+
+@each_fault
+def test_the_append_with_a_status_passes_over_a_bad_sequence(change, code, words):
+    """Faults that concern no block of a new row are none to it."""
+    batch = batch_of()
+    change(batch.arguments)
+    a = batch.arguments
+    status = np.full(4, 77, np.int32)
+    before = bits(a["k_cache"]).copy()
+    ts.append_kv(
+        *new_rows(batch).values(), a["k_cache"], a["v_cache"], a["block_table"], a["seq_lens"],
+        query_start=a["query_start"], status=status,
+    )  # fmt: skip
+    needed = code == BAD_LENGTH or "[1, 4]" in words
+    assert status.tolist() == [OK, code if needed else OK, OK, OK]
+    rows = 3 if needed else 6
+    assert (bits(a["k_cache"]) != before).sum() == rows * 2 * 16

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_in_thread import server_in_thread
 
 import tokenstep as ts
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
 
+SERVER = "127.0.0.1:8000"  # in an example: one is started for it
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -37,6 +40,10 @@ def in_that_mode(llm: ts.LLM) -> ts.LLM:
     return twin
 
 
+def uses_server(page: Path) -> bool:
+    return any(SERVER in source for _, source in examples(page))
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_one_after_the_other(
     page: Path, llm: ts.LLM, monkeypatch: pytest.MonkeyPatch
@@ -48,9 +55,10 @@ def test_the_examples_of_a_page_run_one_after_the_other(
     monkeypatch.setattr(ts, "LLM", loaded)
     names: dict[str, Any] = {"__name__": page.stem}
     threads = ts.get_num_threads()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(ts.set_num_threads, threads)
+        address = stack.enter_context(server_in_thread(llm.service)) if uses_server(page) else SERVER
         for line, source in examples(page):
+            source = source.replace(SERVER, address)
             # as many empty lines before it as in the page, so that a failure names the page's line
             exec(compile("\n" * line + source, str(page), "exec"), names)
-    finally:
-        ts.set_num_threads(threads)

@@ -82,7 +82,7 @@ def _plot_sample(report: Report, pyplot: Any) -> Any:
 
 
 def _plot_attention(report: Report, pyplot: Any) -> Any:
-    panels = _panels(report, ("model", "dtype", "threads"))
+    panels = _panels(report, ("model", "dtype", "cache", "threads"))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
@@ -90,7 +90,8 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    for axis, ((model, dtype, threads), cases) in zip(axes.flat, panels.items(), strict=False):
+    for axis, ((model, dtype, cache, threads), cases) in zip(axes.flat, panels.items(), strict=False):
+        held = "" if cache in (None, dtype) else f" (cache {cache})"
         lines: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
         for case, times in cases:
             for impl in (OURS, "torch"):
@@ -109,7 +110,7 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
         axis.set_ylim(0, None)
         axis.set_xlabel("context")
         axis.set_ylabel("% of read bandwidth")
-        axis.set_title(f"{model}, {dtype}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
+        axis.set_title(f"{model}, {dtype}{held}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
     axes.flat[0].legend(fontsize=6)
     return figure
 

@@ -22,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     attention = ops.add_parser("attention", help="one decode step of one layer over a paged cache")
     attention.add_argument("--contexts", type=_ints, default=[256, 1024, 4096], metavar="N,…")
     attention.add_argument("--block-sizes", type=_ints, default=[1, 16], metavar="N,…")
+    attention.add_argument(
+        "--cache-dtypes",
+        type=_words,
+        default=["same"],
+        metavar="T,…",
+        help="of same (as the queries), float8_e4m3, int8",
+    )
     _add_shared(attention, "attention", batches=[1, 8], dtypes=["bfloat16"])
 
 
@@ -74,7 +81,11 @@ def run(args: argparse.Namespace) -> int:
     if args.op == "sample":
         options["vocab_size"] = args.vocab_size
     else:
-        options |= {"contexts": args.contexts, "block_sizes": args.block_sizes}
+        options |= {
+            "contexts": args.contexts,
+            "block_sizes": args.block_sizes,
+            "cache_dtypes": args.cache_dtypes,
+        }
     module = importlib.import_module(f"tokenstep.bench.{args.op}{'_gpu' if on_gpu else ''}")
     try:
         report = module.run(**options)

@@ -70,8 +70,13 @@ def paged_attention(
     softcap: float | None = None,
     alibi_slopes: Floats | None = None,
     sinks: Floats | None = None,
+    k_scale: Floats | None = None,
+    v_scale: Floats | None = None,
 ) -> tuple[Floats, Floats]:
-    """Attention of ``q [T, Hq, D]`` (already rotated) over the pages: ``out`` and ``lse`` in float64."""
+    """Attention of ``q [T, Hq, D]`` (already rotated) over the pages: ``out`` and ``lse`` in float64.
+
+    Caches that are quantised come decoded, with their scales ``[Hkv]``.
+    """
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
     group = num_heads // num_kv_heads
@@ -85,6 +90,8 @@ def paged_attention(
             heads = slice(kv_head * group, (kv_head + 1) * group)  # the query heads that share it
             keys = k_cache[blocks, slots, kv_head].astype(np.float64)
             values = v_cache[blocks, slots, kv_head].astype(np.float64)
+            if k_scale is not None and v_scale is not None:
+                keys, values = keys * np.float64(k_scale[kv_head]), values * np.float64(v_scale[kv_head])
             scores = q[row, heads].astype(np.float64) @ keys.T * (head_dim**-0.5 if scale is None else scale)
             if softcap is not None:
                 scores = softcap * np.tanh(scores / softcap)
