@@ -111,6 +111,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for requests without max_tokens (default: 16)",
     )
+    add(
+        "--batch-invariant",
+        action="store_true",
+        help="a seeded request gives the same text, bit for bit, under any load (slower)",
+    )
     add("--default-seed", type=int, metavar="N", help="for requests without seed (default: a new one each)")
     add(
         "--validation-status",
@@ -188,6 +193,7 @@ def _load(args: argparse.Namespace) -> CompletionService:
         dtype=args.dtype,
         max_batch=args.max_num_seqs,
         kv_tokens=args.kv_tokens,
+        batch_invariant=args.batch_invariant,
         max_waiting=args.max_waiting,
         max_waiting_tokens=args.max_waiting_tokens,
         seed=args.default_seed,
