@@ -222,12 +222,12 @@ async def mixed_load(address: str, seconds: float, clients: int = CLIENTS) -> Ta
 
 async def fill_cache(address: str) -> None:
     """Has every block of the cache written once: until then memory grows as it should."""
-    rng, tally = random.Random(0), Tally()
-    for _ in range(2):
-        prompts = [[rng.randrange(1000, 40000) for _ in range(KV_TOKENS // 32 - 1)] for _ in range(32)]
-        body = {"model": "smollm2", "prompt": prompts, "max_tokens": 1, "n": 1, "stream": False}
-        await run_one(address, body | {"return_token_ids": True}, "fill", tally, 300.0)
-    assert tally.outcomes == {"200": 2}, tally.problems
+    rng, tally, output = random.Random(0), Tally(), 40
+    count = KV_TOKENS // SLOTS - output
+    prompts = [[rng.randrange(1000, 40000) for _ in range(count)] for _ in range(SLOTS)]
+    body = {"model": "smollm2", "prompt": prompts, "max_tokens": output, "n": 1, "stream": False}
+    await run_one(address, body | {"return_token_ids": True, "ignore_eos": True}, "fill", tally, 300.0)
+    assert tally.outcomes == {"200": 1}, tally.problems
 
 
 async def steady_load(address: str, seconds: float, clients: int) -> tuple[Tally, float]:
