@@ -2,8 +2,8 @@
 
     python bench/determinism.py [--model smollm2] [--dtype auto] [--rounds 5]
 
-Prints a Markdown table of median tokens per second. Each round runs both modes on the same prompts; the ratio is
-the median of the rounds' ratios, so that what else the machine does falls on both.
+Prints a Markdown table of median tokens per second. Each round runs both modes in turn; the ratio is the
+median of the rounds' ratios, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def processor() -> str:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="auto")

@@ -27,10 +27,6 @@ def examples(page: Path) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, found.start(1)), found[1]) for found in EXAMPLE.finditer(text)]
 
 
-def uses_server(page: Path) -> bool:
-    return any(SERVER in source for _, source in examples(page))
-
-
 def in_that_mode(llm: ts.LLM) -> ts.LLM:
     """The same weights with batch_invariant."""
     twin = copy.copy(llm)
@@ -42,6 +38,10 @@ def in_that_mode(llm: ts.LLM) -> ts.LLM:
         system_fingerprint="",
     )
     return twin
+
+
+def uses_server(page: Path) -> bool:
+    return any(SERVER in source for _, source in examples(page))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)

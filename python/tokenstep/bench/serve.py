@@ -49,8 +49,8 @@ class ServeReport(Report):
         m, s = self.machine, self.settings
         lines.append(
             f"\n{s['prompt_tokens']} prompt tokens, {s['output_tokens']} output tokens, {s['seconds']:g} s a"
-            f" case, on {m['cpu']}, {m['cores']} cores ({m['isa']}), torch {m['torch']}, commit {m['commit']},"
-            f" {m['date']}."
+            f" case, on {m['cpu']}, {m['cores']} cores ({m['isa']}), torch {m['torch']},"
+            f" commit {m['commit']}, {m['date']}."
         )
         return "\n".join(lines)
 
