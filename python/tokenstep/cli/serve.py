@@ -67,11 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=_count, default=32, metavar="N", help="texts generated together (default: 32)")
     add("--kv-tokens", type=_count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
     add(
-        "--batch-invariant",
-        action="store_true",
-        help="the same seed gives the same text under any load, at some cost in speed",
-    )
-    add(
         "--max-waiting",
         type=_count,
         default=1024,
