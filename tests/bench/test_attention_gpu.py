@@ -1,5 +1,7 @@
 """The GPU's benchmark of attention as far as it runs without one: its cases, bytes, peers and command."""
 
+import argparse
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ torch = pytest.importorskip("torch")
 from tokenstep import _native  # noqa: E402
 from tokenstep.bench import attention_gpu, attention_inputs  # noqa: E402
 from tokenstep.bench.attention_inputs import CACHE_DTYPES, HEADS, LENGTHS, Heads, lengths_of, make_inputs  # noqa: E402
+from tokenstep.cli import bench  # noqa: E402
 from tokenstep.cli.main import main  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -161,28 +164,37 @@ def test_what_is_no_choice_is_refused_with_the_choices(option, value, known, cap
 
 
 # ---- bench/gpu.sh ----------------------------------------------------------------------------------------
-def dry_run():
-    """What bench/gpu.sh would run."""
+@pytest.fixture
+def dry_run(tmp_path):
+    """What bench/gpu.sh would run, where compute-sanitizer is installed."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.touch(mode=0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--dry-run", "results"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    environment = os.environ | {"PATH": path}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def test_the_limits_of_all_steps_add_up_to_less_than_nine_minutes():
-    limits = [int(n) for n in re.findall(r"\(at most (\d+) s\)", dry_run())]
-    assert len(limits) >= 8
-    if "sanitizer-memcheck" not in dry_run():  # not installed here
-        [seconds] = re.findall(r'run "sanitizer-\$tool" (\d+)', (ROOT / "bench" / "gpu.sh").read_text())
-        limits += [int(seconds)] * 3
+def test_the_limits_of_all_steps_add_up_to_less_than_nine_minutes(dry_run):
+    limits = [int(n) for n in re.findall(r"\(at most (\d+) s\)", dry_run)]
+    assert len(limits) == 11
     assert sum(limits) < 9 * 60
 
 
-def test_every_benchmark_of_the_script_has_arguments_that_the_command_takes():
-    from tokenstep.cli import bench
+def test_the_sanitizers_have_some_tests_of_each_kernel(dry_run):
+    selections = set(re.findall(r"== sanitizer-.* (-m cuda and not slow) (tests/.*) -k (.*)", dry_run))
+    [(_, files, few)] = selections
+    command = ["-q", "--collect-only", "-p", "no:cacheprovider", "-m", "cuda and not slow", *files.split()]
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", *command, "-k", few], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    for file in files.split():
+        assert 1 <= found.count(f"{file}::") <= 8, found
 
-    lines = re.findall(r"== bench-.*? s\): \S+ -m tokenstep\.cli\.main bench (.*)", dry_run())
+
+def test_every_benchmark_of_the_script_has_arguments_that_the_command_takes(dry_run):
+    lines = re.findall(r"== bench-.*? s\): \S+ -m tokenstep\.cli\.main bench (.*)", dry_run)
     assert len(lines) == 4
-    import argparse
-
     for line in lines:
         parser = argparse.ArgumentParser()
         bench.add_arguments(parser)
@@ -192,7 +204,7 @@ def test_every_benchmark_of_the_script_has_arguments_that_the_command_takes():
         assert not args.peers or set(args.peers) <= set(bench.GPU_PEERS)
 
 
-def test_every_file_of_tests_that_the_script_names_exists():
-    for line in dry_run().splitlines():
+def test_every_file_of_tests_that_the_script_names_exists(dry_run):
+    for line in dry_run.splitlines():
         for path in re.findall(r"tests/\S+\.py", line):
             assert list(ROOT.glob(path)), path
