@@ -62,5 +62,5 @@ $(VENV)/.model: $(VENV)/.package
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.package
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(BUILD) --editable '.[engine,bench,dev]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation $(BUILD) --editable '.[serve,bench,dev]'
 	@touch $@

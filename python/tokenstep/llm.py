@@ -11,7 +11,12 @@ import torch
 
 from tokenstep import _native
 from tokenstep._version import __version__
-from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest
+from tokenstep.completions.schema import (
+    DEFAULT_MAX_TOKENS,
+    Completion,
+    CompletionChunk,
+    CompletionRequest,
+)
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
 from tokenstep.models import load
@@ -38,6 +43,9 @@ class LLM:
             number.
         max_waiting_tokens: the same, counted in tokens of prompts and of the most output.
         seed: for requests that give none; default: fresh entropy for each.
+        default_max_tokens: for requests that give none.
+        name: what responses call the model; default: how it was loaded, without folder and suffix.
+        aliases: other names by which requests may call it.
         progress: shows a bar on stderr while the model loads, if that is a terminal.
 
     Raises:
@@ -59,6 +67,9 @@ class LLM:
         max_waiting: int | None = None,
         max_waiting_tokens: int | None = None,
         seed: int | None = None,
+        default_max_tokens: int = DEFAULT_MAX_TOKENS,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
         progress: bool = True,
     ) -> None:
         config = EngineConfig(
@@ -69,7 +80,7 @@ class LLM:
         )
         place = choose_device(device)
         loaded = load(model, device=place, dtype=dtype, progress=progress)
-        self.name = loaded.name
+        self.name = name or loaded.name
         self.tokenizer = loaded.tokenizer
         self.system_fingerprint = (
             f"tokenstep-{__version__}-numerics{_native.cpu.numerics_version}-{place}-{_native.cpu.isa()}"
@@ -79,9 +90,11 @@ class LLM:
         self._service: CompletionService | None = CompletionService(
             engine,
             loaded.tokenizer,
-            model_name=loaded.name,
+            model_name=self.name,
             system_fingerprint=self.system_fingerprint,
             default_seed=seed,
+            default_max_tokens=default_max_tokens,
+            aliases=frozenset(aliases),
         )
 
     @property

@@ -39,5 +39,12 @@ class ByteTokenizer:
     def is_special(self, token: int) -> bool:
         return token >= END
 
+    def id_to_token(self, token: int) -> str | None:
+        return self.token_bytes(token).decode("latin-1") if 0 <= token < self.vocab_size else None
+
+    @property
+    def adds_bos_token(self) -> bool:
+        return False
+
     def token_to_id(self, text: str) -> int | None:
         return {"</s>": END, "<s>": BEGIN}.get(text)

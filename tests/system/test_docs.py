@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_in_thread import server_in_thread
 
 import tokenstep as ts
 
+SERVER = "127.0.0.1:8000"  # in an example: one is started for it
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -19,6 +22,10 @@ def examples(page: Path) -> list[tuple[int, str]]:
     """(line of the page, source) of each example."""
     text = page.read_text(encoding="utf-8")
     return [(text.count("\n", 0, found.start(1)), found[1]) for found in EXAMPLE.finditer(text)]
+
+
+def uses_server(page: Path) -> bool:
+    return any(SERVER in source for _, source in examples(page))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
@@ -32,9 +39,10 @@ def test_the_examples_of_a_page_run_one_after_the_other(
     monkeypatch.setattr(ts, "LLM", loaded)
     names: dict[str, Any] = {"__name__": page.stem}
     threads = ts.get_num_threads()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(ts.set_num_threads, threads)
+        address = stack.enter_context(server_in_thread(llm.service)) if uses_server(page) else SERVER
         for line, source in examples(page):
+            source = source.replace(SERVER, address)
             # as many empty lines before it as in the page, so that a failure names the page's line
             exec(compile("\n" * line + source, str(page), "exec"), names)
-    finally:
-        ts.set_num_threads(threads)

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)"
     )
-    parser.add_argument("--device", default="auto", type=_device, help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)"
+    )
     parser.add_argument(
         "--dtype",
         default="auto",
@@ -159,7 +161,8 @@ def _json(response: BaseModel, indent: int | None = None) -> str:
     return json.dumps(response.model_dump(), indent=indent, ensure_ascii=not is_unicode)
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
+    """An option's device, by name alone: whether it is there is seen later."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from auto, cpu, cuda)")
     return text

@@ -19,6 +19,7 @@ from tokenstep.cli.text import CommandError, as_utf8
 
 COMMANDS = {
     "complete": "generate text after a prompt",
+    "serve": "serve completions over HTTP",
     "bench": "measure the ops against their floors and peers",
     "info": "show what this installation is and runs on",
 }

@@ -192,7 +192,7 @@ class CompletionRequest(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            refusal = _request_error(error)
+            refusal = request_error(error)
         # not from inside: the error would hold pydantic's, which holds it, where no garbage collector looks
         raise refusal
 
@@ -201,7 +201,8 @@ class CompletionRequest(BaseModel):
         return field in self.model_fields_set
 
 
-def _request_error(error: ValidationError) -> RequestError:
+def request_error(error: ValidationError) -> RequestError:
+    """The first thing that is wrong, as a caller is told."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
@@ -210,6 +211,8 @@ def _request_error(error: ValidationError) -> RequestError:
     if param is None:
         return RequestError(first["msg"])
     path = "".join(f"[{part!r}]" if isinstance(part, int) else f".{part}" for part in first["loc"])[1:]
+    if first["type"] == "missing":
+        return RequestError(f"{path} is required", param=param)
     value = repr(first["input"])
     shown = value if len(value) <= 60 else value[:57] + "…"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")

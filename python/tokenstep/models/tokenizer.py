@@ -103,6 +103,16 @@ class Tokenizer:
         found: int | None = self.backend.token_to_id(text)
         return found
 
+    def id_to_token(self, token_id: int) -> str | None:
+        """The name of a token as the vocabulary spells it; None for an id that the tokenizer doesn't have."""
+        found: str | None = self.backend.id_to_token(token_id)
+        return found
+
+    @property
+    def adds_bos_token(self) -> bool:
+        """Whether `encode` puts the begin token before a text."""
+        return self.bos_token_id in self._prefix
+
     def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id]

@@ -1,0 +1,1 @@
+"""The completions schema over HTTP: FastAPI in front of one `CompletionService`."""

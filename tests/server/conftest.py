@@ -1,0 +1,6 @@
+"""These tests use the completions tests' scripted model."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "completions"))
