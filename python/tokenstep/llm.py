@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tokenstep import _native
@@ -19,7 +21,7 @@ from tokenstep.completions.schema import (
 )
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
-from tokenstep.models import load
+from tokenstep.models import LoadedModel, load
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -39,6 +41,8 @@ class LLM:
         kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
             CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
             leave.
+        batch_invariant: a seeded request gives the same text, bit for bit, whatever else is computed at the
+            same time. Costs speed: see docs/determinism.md.
         max_waiting: prompts that may wait for their turn before more are refused with QueueFull; default: any
             number.
         max_waiting_tokens: the same, counted in tokens of prompts and of the most output.
@@ -64,6 +68,7 @@ class LLM:
         dtype: str | torch.dtype = "auto",
         max_batch: int = 32,
         kv_tokens: int | None = None,
+        batch_invariant: bool = False,
         max_waiting: int | None = None,
         max_waiting_tokens: int | None = None,
         seed: int | None = None,
@@ -75,6 +80,7 @@ class LLM:
         config = EngineConfig(
             max_batch=max_batch,
             kv_tokens=kv_tokens,
+            batch_invariant=batch_invariant,
             max_waiting=max_waiting,
             max_waiting_tokens=max_waiting_tokens,
         )
@@ -82,10 +88,7 @@ class LLM:
         loaded = load(model, device=place, dtype=dtype, progress=progress)
         self.name = name or loaded.name
         self.tokenizer = loaded.tokenizer
-        self.system_fingerprint = (
-            f"tokenstep-{__version__}-numerics{_native.cpu.numerics_version}-{place}-{_native.cpu.isa()}"
-            f"-{str(loaded.model.dtype).removeprefix('torch.')}-{loaded.weights_id}"
-        )
+        self.system_fingerprint = fingerprint(loaded, place, batch_invariant)
         engine = Engine(loaded.model, loaded.tokenizer.vocab_size, config)
         self._service: CompletionService | None = CompletionService(
             engine,
@@ -139,11 +142,68 @@ class LLM:
             GenerationError: the tokens can't be computed.
             QueueFull: too much is waiting (never without max_waiting and max_waiting_tokens).
         """
-        if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
-            raise TypeError(f"tokenstep.LLM.complete: unknown parameter {unknown[0]!r}")
+        _refuse_unknown("complete", params)
         service = self.service
         request = CompletionRequest.parse({"prompt": _as_lists(prompt), "stream": stream, **params})
         return service.stream(request) if request.stream else service.complete(request)
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Completion]:
+        """Completes many prompts together, each as a request of its own.
+
+        Args:
+            prompts: strings or lists of token ids.
+            params: fields of `CompletionRequest` for all prompts, or one such mapping a prompt.
+
+        Returns:
+            For each prompt what `complete` gives for it.
+
+        Raises:
+            RequestError: a parameter of one is wrong; nothing is computed then.
+            TypeError: there is no such parameter.
+            ValueError: as many mappings as prompts are expected.
+            GenerationError: the tokens of one can't be computed.
+        """
+        each = [params or {}] * len(prompts) if params is None or isinstance(params, Mapping) else params
+        if len(each) != len(prompts):
+            raise ValueError(
+                f"tokenstep.LLM.generate: params has {len(each)} entries, expected one for each of"
+                f" {len(prompts)} prompts"
+            )
+        for one in each:
+            _refuse_unknown("generate", one)
+        service = self.service
+        return service.complete_many(
+            [
+                CompletionRequest.parse({**one, "prompt": _as_lists(prompt), "stream": False})
+                for prompt, one in zip(prompts, each, strict=True)
+            ]
+        )
+
+    def score(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], *, add_special_tokens: bool = True
+    ) -> list[npt.NDArray[np.float32]]:
+        """Log probabilities of the tokens of texts, under the model's own distribution.
+
+        Args:
+            texts: strings, or lists of token ids.
+            add_special_tokens: put the model's begin token before a string, where it has one.
+
+        Returns:
+            For each text float32 [tokens - 1]: natural logarithms for all tokens but the first, which
+            follows nothing; -inf for a token that is impossible.
+
+        Raises:
+            RequestError: a text is longer than the context, or an id out of range.
+            GenerationError: the model's logits contain NaN.
+        """
+        if not len(texts):
+            return []
+        fields = {"max_tokens": 0, "loglikelihood": True, "add_special_tokens": add_special_tokens}
+        prompts = [_as_lists(text) for text in texts]
+        scores = self.service.score(CompletionRequest.parse({**fields, "prompt": prompts}))
+        return [np.array(values, dtype=np.float32) for values in scores]
 
     def close(self) -> None:
         """Frees the model and its cache, once no stream uses them. Closing twice does nothing."""
@@ -158,6 +218,22 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool) -> str:
+    """Names all that decides the tokens: versions of package, arithmetic and torch; device, mode, weights."""
+    parts = [
+        "tokenstep",
+        __version__,
+        f"numerics{_native.cpu.numerics_version}",
+        f"torch{torch.__version__}",
+        str(device),
+        _native.cpu.isa() if device.type == "cpu" else torch.cuda.get_device_name(device).replace(" ", "_"),
+        str(loaded.model.dtype).removeprefix("torch."),
+        *(["batch_invariant"] if batch_invariant else []),
+        loaded.weights_id,
+    ]
+    return "-".join(parts)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -176,6 +252,11 @@ def choose_device(device: str | torch.device) -> torch.device:
         reason = _native.cuda_absent_because or "torch finds no GPU here"
         raise RuntimeError(f"tokenstep.LLM: device = {name!r}, but {reason}")
     return torch.device(name)
+
+
+def _refuse_unknown(method: str, params: Mapping[str, Any]) -> None:
+    if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
+        raise TypeError(f"tokenstep.LLM.{method}: unknown parameter {unknown[0]!r}")
 
 
 def _as_lists(prompt: object) -> object:

@@ -121,7 +121,7 @@ def holds_nothing(service: CompletionService) -> bool:
     return (
         not engine.has_work
         and engine.blocks.num_free == engine.blocks.num_blocks
-        and len(engine._free_slots) == engine.config.max_batch
+        and len(engine.scheduler.free_slots) == engine.config.max_batch
     )
 
 

@@ -60,6 +60,8 @@ class HistoryModel:
         self.poisoned: set[int] = set()  # hashes whose logits are NaN
         self.impossible: dict[int, int] = {}  # a token that cannot follow a hash
         self.interrupt = False
+        self.fatal_token = -1  # a step that computes it fails
+        self.failures_left = 0  # steps that fail, after the first four
         self.gate: threading.Event | None = None  # all but the first pass wait for it
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
@@ -67,6 +69,11 @@ class HistoryModel:
             self.gate.wait(30)
         if self.interrupt:
             raise KeyboardInterrupt
+        if self.fatal_token in batch.tokens:
+            raise RuntimeError(f"token {self.fatal_token}")
+        if self.failures_left and len(self.batches) > 3:
+            self.failures_left -= 1
+            raise RuntimeError("once")
         store = cache.k[0][:, :, 0, 0]
         count, size = len(batch.seq_lens), store.shape[1]
         starts = list(range(count + 1)) if batch.query_start is None else batch.query_start.tolist()

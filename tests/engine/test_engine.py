@@ -31,7 +31,7 @@ PENALISED = SamplingParams(temperature=0.8, repetition_penalty=1.3, frequency_pe
 
 def assert_all_free(engine: Engine) -> None:
     assert engine.blocks.num_free == engine.blocks.num_blocks
-    assert sorted(engine._free_slots) == list(range(engine.config.max_batch))
+    assert sorted(engine.scheduler.free_slots) == list(range(engine.config.max_batch))
     assert not engine.has_work
 
 
@@ -93,10 +93,11 @@ def test_the_choices_of_a_prompt_share_its_computation(
 
 def test_the_choices_of_a_prompt_share_its_full_blocks(make_engine: MakeEngine) -> None:
     engine = make_engine(kv_tokens=40)
-    request = Request(prompt=list(range(10)), choices=choices(3, SAMPLED), max_tokens=6)
+    request = Request(prompt=list(range(10)), choices=choices(3, SAMPLED), max_tokens=8)
     engine.add(request)
-    engine.step()
-    # 2 full blocks once, and for each choice tokens 8 … 14 in 2 blocks of its own
+    for _ in range(5):
+        engine.step()
+    # 2 full blocks once, and for each choice tokens 8 … 12 in 2 blocks of its own
     assert engine.blocks.num_free == engine.blocks.num_blocks - (2 + 3 * 2)
 
 
@@ -120,13 +121,14 @@ def test_many_prompts_are_served_by_few_rows(make_engine: MakeEngine, model: His
     assert max(model.batches) == 4
 
 
-def test_requests_wait_for_blocks_when_the_cache_is_full(
+def test_when_blocks_run_out_the_latest_wait_and_are_computed_again(
     make_engine: MakeEngine, model: HistoryModel
 ) -> None:
     wanted = [Request(prompt=[i] * 8, choices=choices(1, SAMPLED), max_tokens=9) for i in range(6)]
     engine = make_engine(kv_tokens=32)
     assert [generated.tokens[0] for generated in run_engine(engine, wanted)] == [alone(r, 0) for r in wanted]
-    assert max(model.batches) == 2
+    assert 1 < max(model.batches) < 6
+    assert engine.counters.preemptions > 0
     assert_all_free(engine)
 
 
@@ -196,6 +198,30 @@ def test_long_prompts_are_computed_in_pieces(make_engine: MakeEngine, model: His
     (generated,) = run_engine(engine, [request])
     assert generated.tokens[0] == alone(request, 0)
     assert len(model.batches) == 4 + 1
+
+
+def test_a_long_prompt_delays_those_that_decode_by_a_bounded_step(
+    make_engine: MakeEngine, model: HistoryModel
+) -> None:
+    engine = make_engine(prefill_tokens=64, mixed_tokens=6)
+    short = Request(prompt=[1, 2], choices=choices(2, SAMPLED), max_tokens=12)
+    engine.add(short)
+    engine.step()
+    engine.add(Request(prompt=list(range(40)), choices=[SAMPLED], max_tokens=2))
+    computed = []
+    for _ in range(10):
+        before = engine.counters.computed_tokens
+        outputs = engine.step()
+        computed.append(engine.counters.computed_tokens - before)
+        assert {output.choice for output in outputs if output.request is short} == {0, 1}
+    assert computed == [6] * 10  # two that decode, and four tokens of the prompt
+
+
+def test_a_choice_without_a_seed_gets_one_that_a_preemption_cannot_change(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    request = Request(prompt=[1, 2], choices=choices(2, SamplingParams(seed=None)), max_tokens=4)
+    (generated,) = run_engine(engine, [request])
+    assert [generated.tokens[choice] for choice in range(2)] == [alone(request, c) for c in range(2)]
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_drawn(make_engine: MakeEngine) -> None:

@@ -151,7 +151,7 @@ def test_a_request_cancelled_before_its_turn_is_never_computed(
     make_engine: MakeEngine, model: HistoryModel, held: threading.Event
 ) -> None:
     loop = EngineLoop(make_engine())
-    first = Client(loop, request([1]))
+    first = Client(loop, request([1, 2]))
     assert soon(lambda: loop.stats().waiting == 0)
     wanted = request([7] * 9)
     loop.submit([wanted], lambda outputs: None)
@@ -160,7 +160,7 @@ def test_a_request_cancelled_before_its_turn_is_never_computed(
     held.set()
     first.collect()
     assert is_idle(loop)
-    assert model.prompt_tokens == 1
+    assert model.prompt_tokens == 2
     assert loop.stats().waiting == loop.stats().waiting_tokens == 0
 
 

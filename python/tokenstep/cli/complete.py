@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what weights and cache are kept in (default: auto)",
     )
     parser.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="the same seed gives the same text under any load, at some cost in speed",
+    )
+    parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="print as it is generated (default: yes for a single text without --json)",
@@ -85,7 +90,13 @@ def _complete(request: CompletionRequest, args: argparse.Namespace, max_batch: i
     from tokenstep.models import ModelNotFound
 
     try:
-        loaded = LLM(args.model, device=args.device, dtype=args.dtype, max_batch=max_batch)
+        loaded = LLM(
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            max_batch=max_batch,
+            batch_invariant=args.batch_invariant,
+        )
     except ModelNotFound as error:
         raise CommandError(str(error)) from None
     with loaded as llm:

@@ -67,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=_count, default=32, metavar="N", help="texts generated together (default: 32)")
     add("--kv-tokens", type=_count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
     add(
+        "--batch-invariant",
+        action="store_true",
+        help="the same seed gives the same text under any load, at some cost in speed",
+    )
+    add(
         "--max-waiting",
         type=_count,
         default=1024,
@@ -188,6 +193,7 @@ def _load(args: argparse.Namespace) -> CompletionService:
         dtype=args.dtype,
         max_batch=args.max_num_seqs,
         kv_tokens=args.kv_tokens,
+        batch_invariant=args.batch_invariant,
         max_waiting=args.max_waiting,
         max_waiting_tokens=args.max_waiting_tokens,
         seed=args.default_seed,

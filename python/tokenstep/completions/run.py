@@ -154,6 +154,13 @@ class CompletionRun:
             prompt=self._prompt_echo(),
         )
 
+    def prompt_scores(self) -> list[list[float]]:
+        """Log probabilities of each prompt's tokens but the first."""
+        return [
+            [entry.logprobs.logprob for entry in entries if entry.logprobs is not None]
+            for entries in self._prompt_entries
+        ]
+
     def chunk(self, update: Update) -> CompletionChunk | None:
         """The frame for an update; None if it has nothing that the caller asked for."""
         index, piece = update.index, update.piece

@@ -7,7 +7,8 @@ import contextlib
 import functools
 import logging
 import queue
-from collections.abc import AsyncGenerator, Callable, Generator
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
 from tokenstep.completions.choice import Piece
 from tokenstep.completions.errors import GenerationError
@@ -18,10 +19,12 @@ from tokenstep.completions.schema import (
     CompletionChunk,
     CompletionRequest,
 )
-from tokenstep.engine import Engine, EngineLoop, FailureOutput, Output
+from tokenstep.engine import Engine, EngineLoop, FailureOutput, Output, QueueFull
 from tokenstep.models.tokenizer import Tokenizer
 
 request_log = logging.getLogger("tokenstep.requests")
+
+FULL_QUEUE_SECONDS = 0.1  # between two tries of `complete_many`
 
 
 class CompletionService:
@@ -84,6 +87,43 @@ class CompletionService:
                 on_piece()
         return run.completion(pieces)
 
+    def complete_many(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """The whole responses of requests that are computed together; a full queue makes it wait.
+
+        One that fails ends all: none is begun if one is wrong.
+        """
+        runs = [self._prepare(request) for request in requests]
+        arrived: list[queue.SimpleQueue[None]] = []
+        completions: list[Completion] = []
+        try:
+            while len(completions) < len(runs):
+                while len(arrived) < len(runs):
+                    channel: queue.SimpleQueue[None] = queue.SimpleQueue()
+                    try:
+                        self._submit(runs[len(arrived)], functools.partial(channel.put, None))
+                    except QueueFull as error:
+                        if len(arrived) > len(completions):
+                            break  # first one of ours is finished
+                        time.sleep(min(error.retry_after, FULL_QUEUE_SECONDS))
+                        continue
+                    arrived.append(channel)
+                run = runs[len(completions)]
+                pieces = [Piece() for _ in run.builders]
+                for update in self._follow(run, arrived[len(completions)]):
+                    pieces[update.index].add(update.piece)
+                completions.append(run.completion(pieces))
+        finally:
+            for run in runs:
+                self._cancel(run)
+        return completions
+
+    def score(self, request: CompletionRequest) -> list[list[float]]:
+        """Log probabilities of each prompt's tokens but the first; `request` asks for `loglikelihood`."""
+        run = self._prepare(request)
+        for _ in self._updates(run):
+            pass
+        return run.prompt_scores()
+
     def stream(self, request: CompletionRequest) -> Generator[CompletionChunk]:
         """The response in chunks. A bad request raises here; closing or dropping the stream ends it."""
         return self._chunks(self._prepare(request))
@@ -129,17 +169,20 @@ class CompletionService:
         """What comes of all choices, as it comes."""
         arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
         try:
-            self.loop.submit(run.requests, functools.partial(self._take, run, lambda: arrived.put(None)))
-            while True:
-                is_over = run.is_over  # asked first: what comes after stays for the next round
-                while run.ready:
-                    yield run.ready.popleft()
-                if is_over:
-                    break
-                arrived.get()
-            _raise_failure(run)
+            self._submit(run, functools.partial(arrived.put, None))
+            yield from self._follow(run, arrived)
         finally:
             self._cancel(run)
+
+    def _follow(self, run: CompletionRun, arrived: queue.SimpleQueue[None]) -> Generator[Update]:
+        while True:
+            is_over = run.is_over  # asked first: what comes after stays for the next round
+            while run.ready:
+                yield run.ready.popleft()
+            if is_over:
+                break
+            arrived.get()
+        _raise_failure(run)
 
     async def _updates_async(self, run: CompletionRun) -> AsyncGenerator[Update]:
         """The same for a task."""
@@ -151,7 +194,7 @@ class CompletionService:
                 tasks.call_soon_threadsafe(arrived.set)
 
         try:
-            self.loop.submit(run.requests, functools.partial(self._take, run, notify))
+            self._submit(run, notify)
             while True:
                 arrived.clear()
                 is_over = run.is_over
@@ -163,6 +206,9 @@ class CompletionService:
             _raise_failure(run)
         finally:
             self._cancel(run)
+
+    def _submit(self, run: CompletionRun, notify: Callable[[], None]) -> None:
+        self.loop.submit(run.requests, functools.partial(self._take, run, notify))
 
     def _take(self, run: CompletionRun, notify: Callable[[], None], outputs: list[Output]) -> None:
         """Files outputs, in the engine's thread: a choice that a stop string has ended computes no more."""

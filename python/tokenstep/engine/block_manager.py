@@ -1,6 +1,16 @@
-"""Who holds which block of the KV cache: a free list and a reference count for each block."""
+"""Who holds which block of the KV cache: free blocks, and a reference count for each that is held.
+
+A full block can be given a key. When nobody holds it any more it is free but keeps its contents, and whoever
+asks for the key gets it back, until its place is needed: first go blocks without contents, then the least
+recently used.
+"""
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from tokenstep.engine.prefix_cache import BlockKey, PrefixCache
 
 BlockTable = list[int]
 """The blocks of one sequence in order: token i lies in block table[i // block_size]."""
@@ -21,13 +31,22 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))  # taken from the end: low ids first
+        self._blank = list(range(num_blocks - 1, -1, -1))  # taken from the end: low ids first
+        self._reusable: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # free with contents, least recently used first
+        self._cache = PrefixCache()
         self._holders = [0] * num_blocks
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
-        return len(self._free)
+        """Blocks that nobody holds, with contents or without."""
+        return len(self._blank) + len(self._reusable)
+
+    @property
+    def num_reusable(self) -> int:
+        """Free blocks whose contents can still be asked for."""
+        return len(self._reusable)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
@@ -61,21 +80,41 @@ class BlockManager:
         block = table[index]
         if self._holders[block] == 1:
             return None
-        if not self._free:
+        if not self.num_free:
             raise OutOfBlocks("tokenstep.engine: a block is needed, none is free")
         table[index] = self._take()
         self._holders[block] -= 1
         return block, table[index]
 
+    def remember(self, block: int, key: BlockKey) -> None:
+        """`block`, which is held, is full and will not be written again: its contents can be had by `key`."""
+        self._cache.insert(block, key)
+
+    def reuse(self, keys: Sequence[BlockKey]) -> BlockTable:
+        """A table of the blocks that hold the longest known prefix of `keys`."""
+        table = self._cache.find(keys)
+        for block in table:
+            if not self._holders[block]:
+                del self._reusable[block]
+            self._holders[block] += 1
+        return table
+
     def free(self, table: BlockTable) -> None:
         """Gives up the table's hold on its blocks and empties it."""
-        for block in reversed(table):
+        for block in reversed(table):  # a sequence's end goes before what it continues
             self._holders[block] -= 1
             if self._holders[block] == 0:
-                self._free.append(block)
+                if block in self._cache:
+                    self._reusable[block] = None
+                else:
+                    self._blank.append(block)
         table.clear()
 
     def _take(self) -> int:
-        block = self._free.pop()
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            block, _ = self._reusable.popitem(last=False)
+            self._cache.remove(block)
         self._holders[block] = 1
         return block

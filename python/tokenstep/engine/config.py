@@ -9,8 +9,6 @@ import torch
 
 from tokenstep.models import ModelConfig
 
-SPARE_BLOCKS = 1
-"""Beyond kv_tokens: the longest sequence must fit beside its prompt's last block, held for later choices."""
 CPU_CACHE_BYTES = 2 << 30
 CPU_CACHE_SHARE = 0.25
 CUDA_CACHE_SHARE = 0.8
@@ -28,7 +26,12 @@ class EngineConfig:
         max_batch: sequences that decode together.
         kv_tokens: tokens that the KV cache holds, rounded up to whole blocks; None: see `default_kv_tokens`.
         block_size: tokens in a block of the KV cache.
-        prefill_tokens: prompt tokens computed in one forward pass; longer prompts take several.
+        prefill_tokens: tokens computed in one step when no sequence decodes; longer prompts take several.
+        mixed_tokens: tokens computed in one step when some do, theirs included: it bounds how long a sequence
+            waits for its next token while prompts are computed.
+        prefix_cache: blocks of earlier sequences are used again where the tokens are the same.
+        batch_invariant: a seeded request gets the same tokens, bit for bit, whatever else is in the batch and
+            however its own computation is cut. Every matrix product then costs what 32 rows cost.
         max_waiting: prompts that may wait for their turn, before more are refused; None: any number.
         max_waiting_tokens: tokens, of prompts and of the most output, that may wait; None: any number.
     """
@@ -37,17 +40,20 @@ class EngineConfig:
     kv_tokens: int | None = None
     block_size: int = 16
     prefill_tokens: int = 512
+    mixed_tokens: int = 128
+    prefix_cache: bool = True
+    batch_invariant: bool = False
     max_waiting: int | None = None
     max_waiting_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
-            if value is not None and value < 1:
+            if value is not None and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"tokenstep.EngineConfig: {name} = {value}, expected at least 1")
 
     def num_blocks(self, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
-        """Blocks of the KV cache for `model`, without the spare one."""
+        """Blocks of the KV cache for `model`."""
         tokens = self.kv_tokens
         if tokens is None:
             tokens = default_kv_tokens(self.max_batch, model, dtype, cache_memory(device))

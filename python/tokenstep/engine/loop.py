@@ -76,7 +76,7 @@ class EngineLoop:
         self._torch_threads = torch.get_num_threads()
         self._tokens_per_second = 0.0
         self._busy_since: float | None = None  # the last sign of progress; None while there is nothing to do
-        self._stats = engine.stats(0, 0)
+        self._stats = engine.stats()
         _loops.add(self)
 
     @property
@@ -190,11 +190,19 @@ class EngineLoop:
                 outputs = self.engine.step()
             except BaseException as error:
                 logger.exception("a step of the engine has failed")
-                outputs = self.engine.recover(error)
+                outputs = self._recover(error)
             self._deliver(outputs)
             self._measure(time.monotonic() - begin, self.engine.counters.computed_tokens - before)
         if self._state == "stopped":
             self._fail_all("stopped", "the engine has been stopped")
+
+    def _recover(self, error: BaseException) -> list[Output]:
+        try:
+            return self.engine.recover(error)
+        except BaseException:
+            logger.exception("the engine can't go on")
+            self._state = "stopped"
+            return []
 
     def _wait_for_work(self) -> bool:
         """Takes in what has come; returns whether to go on."""
@@ -237,11 +245,12 @@ class EngineLoop:
                 submission.num_open -= len(done)
                 for request in done:
                     del self._open[request]
-            for request in list(self._waiting):
+            while self._waiting:  # they begin in the order of arrival
+                request = next(iter(self._waiting))
                 if self.engine.is_waiting(request) or request in self._inbox:
-                    break  # they begin in the order of arrival
+                    break
                 self._forget_waiting(request)
-            self._stats = self.engine.stats(0, 0)
+            self._stats = self.engine.stats()
             if not self._open:
                 self._changed.notify_all()
         for submission, parcel in parcels.items():
@@ -295,7 +304,7 @@ class EngineLoop:
             self._waiting_tokens = 0
             if self.engine.has_work:
                 self.engine.reset()
-            self._stats = self.engine.stats(0, 0)
+            self._stats = self.engine.stats()
             self._changed.notify_all()
         for request, submission in submissions.items():
             self.observer.failed(kind)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tokenstep.engine.block_manager import BlockTable
-from tokenstep.engine.request import Choice, TokenLogprobs
+from tokenstep.engine.request import TokenLogprobs
+from tokenstep.engine.sequence import Choice, Piece
 from tokenstep.models import DecoderModel, ForwardBatch, KVCache
 from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, sample
 
@@ -54,7 +55,7 @@ class Runner:
         self.device = model.device
         self.vocab_size = vocab_size
         self.cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype, model.device)
-        self.sampler = Sampler(max_batch, vocab_size, str(model.device))
+        self.sampler = self._new_sampler(max_batch)
         self._trial_sampler = Sampler(1, vocab_size)
         self._trial_lock = threading.Lock()
         self._block_size = block_size
@@ -62,8 +63,11 @@ class Runner:
         self._tables = torch.zeros(
             (max_batch, -(-max_tokens // block_size)), dtype=torch.int32, device=model.device
         )
+        self._decoding: list[Choice] = []  # whose next token `_batch` computes; [] if it must be made anew
         self._batch: ForwardBatch | None = None
-        self._rows: Tensor | None = None
+        self._drawn: Tensor | None = None  # the tokens that these drew in the last step
+        self._rows = torch.empty(0, dtype=torch.int32)
+        self._rows_of: list[Choice] = []
 
     def check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         """Raises ValueError or TypeError if `admit` would refuse the parameters or an id of the prompt.
@@ -73,14 +77,26 @@ class Runner:
         with self._trial_lock:
             self._trial_sampler.admit(0, params, prompt)
 
-    def admit(self, slot: int, table: BlockTable, params: SamplingParams, prompt: Sequence[int]) -> None:
-        """Sets up `slot` for a choice that will write to the blocks of `table`."""
-        self._tables[slot, : len(table)] = torch.tensor(table, dtype=torch.int32)
-        self.sampler.admit(slot, params, prompt)
+    def admit(self, choice: Choice) -> None:
+        """Sets up the row `choice.slot` for `choice`, which goes on after its output."""
+        request = choice.state.request
+        self.sampler.admit(choice.slot, request.choices[choice.index], request.prompt, choice.output)
+        self._rows_of = []
 
     def release(self, slot: int) -> None:
         """Forgets the choice in `slot`."""
         self.sampler.release(slot)
+
+    def reset(self) -> None:
+        """Forgets all choices, and what a step that broke off may have left behind."""
+        self.sampler = self._new_sampler(self.sampler.max_rows)
+        self._trial_lock = threading.Lock()
+        self._decoding, self._rows_of, self._drawn = [], [], None
+
+    def set_table(self, slot: int, table: BlockTable, begin: int) -> None:
+        """The blocks of the choice in `slot` are `table`, which has changed from index `begin` on."""
+        self._tables[slot, begin : len(table)] = torch.tensor(table[begin:], dtype=torch.int32)
+        self._decoding = []
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies blocks of all layers: (source, copy)."""
@@ -91,40 +107,65 @@ class Runner:
             for layer in layers:
                 layer[copies] = layer[sources]
 
-    def prefill(
-        self, pieces: Sequence[tuple[Sequence[int], BlockTable, int]], all_rows: Sequence[bool]
-    ) -> list[Tensor]:
-        """Computes pieces of prompts in one pass: (tokens, the prompt's blocks, tokens computed before).
+    def forward(self, pieces: Sequence[Piece]) -> Tensor:
+        """Computes `pieces` in one pass; returns hidden states [sum of num_rows, hidden_size].
 
-        Returns for each its hidden states: [tokens, hidden_size] where `all_rows`, else the last token's
-        [1, hidden_size].
+        Of each piece the last `num_rows` tokens'. They stay valid until the next call.
         """
-        tokens = [token for piece, _, _ in pieces for token in piece]
-        ends = [computed + len(piece) for piece, _, computed in pieces]
-        width = max(-(-end // self._block_size) for end in ends)
-        starts = [0]
-        rows: list[int] = []
-        counts: list[int] = []
-        for (piece, _, _), every in zip(pieces, all_rows, strict=True):
-            start, end = starts[-1], starts[-1] + len(piece)
-            wanted = range(start if every else end - 1, end)
-            starts.append(end)
-            rows.extend(wanted)
-            counts.append(len(wanted))
-        hidden = self.model.forward(
-            ForwardBatch(
-                tokens=self._tensor(tokens, torch.int64),
-                block_table=self._tensor(
-                    [[*table[:width], *[0] * (width - len(table))] for _, table, _ in pieces], torch.int32
-                ),
-                seq_lens=self._tensor(ends, torch.int32),
-                query_start=self._tensor(starts, torch.int32),
-                max_query_len=max(len(piece) for piece, _, _ in pieces),
-                logit_rows=None if len(rows) == len(tokens) else self._tensor(rows, torch.int64),
+        drawn, self._drawn = self._drawn, None
+        if all(piece.count == 1 for piece in pieces):
+            batch = self._decode_batch([piece.choice for piece in pieces], drawn)
+        else:
+            self._decoding = []
+            batch = self._mixed_batch(pieces)
+        return self.model.forward(batch, self.cache)
+
+    def select(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
+        """Those rows of `hidden`, in rising order."""
+        if len(rows) == len(hidden):
+            return hidden
+        return hidden.index_select(0, self._tensor(rows, torch.int64))
+
+    def _decode_batch(self, choices: list[Choice], drawn: Tensor | None) -> ForwardBatch:
+        """One token of each choice; of the same as in the last step the one they have `drawn`."""
+        batch = self._batch
+        if batch is not None and drawn is not None and choices == self._decoding:
+            batch.seq_lens += 1
+            batch.tokens = drawn
+            return batch
+        slots = self._tensor([choice.slot for choice in choices], torch.int32)
+        width = max(len(choice.table) for choice in choices)
+        self._decoding = choices
+        self._batch = ForwardBatch(
+            tokens=self._tensor(
+                [choice.tokens(at := choice.num_computed, at + 1)[0] for choice in choices], torch.int64
             ),
-            self.cache,
+            block_table=self._tables[:, :width].index_select(0, slots),
+            seq_lens=self._tensor([choice.num_computed + 1 for choice in choices], torch.int32),
         )
-        return list(torch.split(hidden, counts))
+        return self._batch
+
+    def _mixed_batch(self, pieces: Sequence[Piece]) -> ForwardBatch:
+        tokens: list[int] = []
+        rows: list[int] = []
+        starts = [0]
+        ends: list[int] = []
+        for piece in pieces:
+            begin = piece.choice.num_computed
+            tokens += piece.choice.tokens(begin, begin + piece.count)
+            rows += range(len(tokens) - piece.num_rows, len(tokens))
+            starts.append(len(tokens))
+            ends.append(begin + piece.count)
+        slots = self._tensor([piece.choice.slot for piece in pieces], torch.int32)
+        width = -(-max(ends) // self._block_size)
+        return ForwardBatch(
+            tokens=self._tensor(tokens, torch.int64),
+            block_table=self._tables[:, :width].index_select(0, slots),
+            seq_lens=self._tensor(ends, torch.int32),
+            query_start=self._tensor(starts, torch.int32),
+            max_query_len=max(piece.count for piece in pieces),
+            logit_rows=None if len(rows) == len(tokens) else self._tensor(rows, torch.int64),
+        )
 
     def score(self, hidden: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs] | None:
         """Log probabilities of `tokens` after `hidden` [S, hidden_size], by the sampler's own arithmetic.
@@ -150,44 +191,39 @@ class Runner:
                 scored.append(impossible if found == NO_TOKEN_LEFT else rows.entry(row, top))
         return scored
 
-    def first_tokens(self, hidden: Tensor, choices: Sequence[Choice], repeats: Sequence[int]) -> Sampled:
-        """Samples for `choices` from the last `hidden` [prompts, hidden_size] of their prompts.
+    def sample(
+        self, choices: Sequence[Choice], hidden: Tensor | None, shared: Sequence[tuple[Tensor, int]] = ()
+    ) -> Sampled:
+        """Draws a token for each choice.
 
-        The first repeats[0] choices belong to prompt 0, and so on.
+        Args:
+            choices: those of `hidden`, then those of `shared`.
+            hidden: [R, hidden_size], a row for each of the first R choices; None: R = 0.
+            shared: hidden states [1, hidden_size] with the number of choices that start from each.
         """
-        source = [index for index, count in enumerate(repeats) for _ in range(count)]
-        logits = self._logits(hidden)
-        if len(source) > len(repeats):
+        parts = [] if hidden is None else [hidden]
+        logits = self._logits(torch.cat([*parts, *(row for row, _ in shared)]) if shared else parts[0])
+        if any(count > 1 for _, count in shared):
+            own = len(logits) - len(shared)
+            source = [
+                *range(own),
+                *(own + index for index, (_, count) in enumerate(shared) for _ in range(count)),
+            ]
             logits = logits.index_select(0, self._tensor(source, torch.int64))
-        rows = self._tensor([choice.slot for choice in choices], torch.int32)
-        return self._read(self.sampler.step(logits, rows=rows))
-
-    def set_batch(self, choices: Sequence[Choice]) -> None:
-        """Takes `choices` as the decoding batch; needed whenever one has joined or left."""
-        slots = self._tensor([choice.slot for choice in choices], torch.int32)
-        width = max(len(choice.table) for choice in choices)
-        self._rows = slots
-        self._batch = ForwardBatch(
-            tokens=self._tensor([choice.last_token for choice in choices], torch.int64),
-            block_table=self._tables[:, :width].index_select(0, slots),
-            seq_lens=self._tensor([choice.num_tokens - 1 for choice in choices], torch.int32),
-        )
-
-    def decode(self) -> Sampled:
-        """One token more for each choice of the batch."""
-        batch = self._batch
-        assert batch is not None, "set_batch comes first"
-        batch.seq_lens += 1
-        out = self.sampler.step(self._logits(self.model.forward(batch, self.cache)), rows=self._rows)
-        batch.tokens = out.tokens
-        return self._read(out)
+        choices = list(choices)
+        if choices != self._rows_of:
+            self._rows = self._tensor([choice.slot for choice in choices], torch.int32)
+            self._rows_of = choices
+        out = self.sampler.step(logits, rows=self._rows)
+        self._drawn = out.tokens if choices == self._decoding else None
+        rows = None if out.logprobs is None else _LogprobRows(out)
+        return Sampled(out.tokens.tolist(), out.status.tolist(), rows)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)[:, : self.vocab_size]
 
-    def _read(self, out: SampleOutput) -> Sampled:
-        rows = None if out.logprobs is None else _LogprobRows(out)
-        return Sampled(out.tokens.tolist(), out.status.tolist(), rows)
+    def _new_sampler(self, max_batch: int) -> Sampler:
+        return Sampler(max_batch, self.vocab_size, str(self.device))
 
     def _tensor(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.device)

@@ -36,22 +36,22 @@ class EngineStats:
     """An engine at one moment, between two steps.
 
     Attributes:
-        waiting: requests for which nothing has been computed yet.
-        waiting_tokens: the most tokens that these may take, prompts and outputs.
         running: sequences that hold a row of the batch.
-        blocks_used: blocks of the KV cache that sequences hold.
-        blocks_cached: blocks that nobody holds but whose contents can be reused.
+        blocks_used: blocks of the KV cache that are held.
+        blocks_cached: blocks that nobody holds but whose contents can be used again.
         blocks_total: blocks of the KV cache.
         counters: totals.
+        waiting: requests for which nothing has been computed yet.
+        waiting_tokens: the most tokens that these may take, prompts and outputs.
     """
 
-    waiting: int
-    waiting_tokens: int
     running: int
     blocks_used: int
     blocks_cached: int
     blocks_total: int
     counters: Counters
+    waiting: int = 0
+    waiting_tokens: int = 0
 
 
 class Observer:

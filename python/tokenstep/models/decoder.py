@@ -6,7 +6,7 @@ and v come from one projection, gate and up from another, so that each weight is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.layers import HeadNorm, Linear, RMSNorm
+from tokenstep.models.layers import HeadNorm, Linear, RMSNorm, gelu_gate, in_pieces, silu_gate
 from tokenstep.models.memory import lazy_zeros
 
 
@@ -90,6 +90,8 @@ class DecoderModel:
         final_norm: the norm before the head.
         head: hidden states to logits.
         rope: the tables for all positions up to `config.max_position`.
+        batch_invariant: a token's hidden state and logits have the same bits whatever else is computed in the
+            same pass, and however its sequence is cut into passes.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class DecoderModel:
         final_norm: RMSNorm,
         head: Linear,
         rope: Rope,
+        batch_invariant: bool = False,
     ) -> None:
         self.config = config
         self.embedding = embedding
@@ -107,9 +110,31 @@ class DecoderModel:
         self.final_norm = final_norm
         self.head = head
         self.rope = rope
+        self.batch_invariant = batch_invariant
+        self._gate = silu_gate if config.activation == "silu" else gelu_gate
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
         self._embedding_scale = None if scale is None else float(torch.tensor(scale, dtype=embedding.dtype))
+
+    def as_batch_invariant(self) -> DecoderModel:
+        """The same model, over the same weights, with every product in tiles of a fixed number of rows."""
+
+        def tiled(linear: Linear) -> Linear:
+            return Linear(linear.weight, linear.bias, in_tiles=True)
+
+        layers = [
+            replace(
+                layer,
+                qkv=tiled(layer.qkv),
+                output=tiled(layer.output),
+                gate_up=tiled(layer.gate_up),
+                down=tiled(layer.down),
+            )
+            for layer in self.layers
+        ]
+        return DecoderModel(
+            self.config, self.embedding, layers, self.final_norm, tiled(self.head), self.rope, True
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,7 +164,10 @@ class DecoderModel:
         """Hidden states [S, hidden_size] to logits [S, vocab_size] in the model's dtype, soft cap applied."""
         logits = self.head(hidden)
         cap = self.config.final_softcap
-        return logits if cap is None else torch.tanh_(logits.div_(cap)).mul_(cap)
+        if cap is None:
+            return logits
+        scaled = logits.div_(cap)
+        return (in_pieces(torch.tanh, scaled) if self.batch_invariant else torch.tanh_(scaled)).mul_(cap)
 
     def _attention(
         self, layer: Layer, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
@@ -175,10 +203,7 @@ class DecoderModel:
     def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
         gate_up = layer.gate_up(layer.mlp_norm(hidden))
         gate, up = gate_up.split_with_sizes((self.config.intermediate_size,) * 2, 1)
-        if self.config.activation == "silu":
-            inner = F.silu(gate) * up
-        else:
-            inner = F.gelu(gate, approximate="tanh") * up
+        inner = in_pieces(self._gate, gate, up) if self.batch_invariant else self._gate(gate, up)
         if layer.post_mlp_norm is None:
             return layer.down.added_to(hidden, inner)
         return hidden + layer.post_mlp_norm(layer.down(inner))

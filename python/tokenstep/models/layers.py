@@ -1,10 +1,22 @@
-"""The dense pieces of the decoder: a projection and a norm. Everything dense goes through `Linear`."""
+"""The dense pieces of the decoder: projection, norm, gate. Everything dense goes through `Linear`.
+
+A library's matrix product chooses its kernel by the number of rows, and an elementwise function of torch
+splits its work between threads by the number of elements, so that a value's last bits may depend on what else
+is computed with it. Where they must not, products are made in tiles of `TILE_ROWS` rows, and functions with
+an exponential in pieces too small to be split (`in_pieces`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+TILE_ROWS = 32
+UNSPLIT = 16384
+"""Elements that torch's functions never split between threads: 32768 in general, half of that in gelu."""
 
 
 class Linear:
@@ -13,21 +25,57 @@ class Linear:
     Args:
         weight: [out, in].
         bias: [out] or None.
+        in_tiles: every product has `TILE_ROWS` rows, the last one filled up with zeros: a row's result has
+            the same bits whatever other rows there are.
     """
 
-    __slots__ = ("bias", "weight")
+    __slots__ = ("bias", "in_tiles", "weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, in_tiles: bool = False) -> None:
         self.weight = weight
         self.bias = bias
+        self.in_tiles = in_tiles
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
+        if self.in_tiles:
+            return self._project_tiles(x)
         return F.linear(x, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Residual [T, out] + the projection of x [T, in], a new tensor."""
-        return torch.add(residual, F.linear(x, self.weight, self.bias))
+        return torch.add(residual, self(x))
+
+    def _project_tiles(self, x: Tensor) -> Tensor:
+        rows = len(x)
+        if missing := -rows % TILE_ROWS:
+            x = torch.cat([x, x.new_zeros((missing, x.shape[1]))])
+        tiles = [F.linear(tile, self.weight, self.bias) for tile in torch.split(x, TILE_ROWS)]
+        return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:rows]
+
+
+def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function` of tensors [T, size], row by row the same bits whatever T is.
+
+    torch computes the end of a thread's share one by one, with a scalar exponential whose last bit may differ
+    from the vector's. A piece that isn't split ends where a row does.
+    """
+    rows, size = tensors[0].shape
+    step = max(1, UNSPLIT // size)
+    if rows <= step:
+        return function(*tensors)
+    pieces = zip(*(torch.split(tensor, step) for tensor in tensors), strict=True)
+    return torch.cat([function(*piece) for piece in pieces])
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU's gate: silu(gate) · up."""
+    return F.silu(gate) * up
+
+
+def gelu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """GeGLU's gate, with the tanh approximation of gelu."""
+    return F.gelu(gate, approximate="tanh") * up
 
 
 class RMSNorm:
