@@ -28,7 +28,7 @@ def plot(report: Report, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    draw = {"sample": _plot_sample, "attention": _plot_attention}[report.bench]
+    draw = {"sample": _plot_sample, "attention": _plot_attention, "serve": _plot_serve}[report.bench]
     figure = draw(report, pyplot)
     m = report.machine
     figure.suptitle(
@@ -116,6 +116,32 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
         axis.set_ylabel("% of read bandwidth")
         axis.set_title(f"{model}, {dtype}{held}, {_ran_on(report, threads)}", fontsize=9)
     axes.flat[0].legend(fontsize=6)
+    return figure
+
+
+def _plot_serve(report: Report, pyplot: Any) -> Any:
+    panels = (
+        ("tokens a second", {"tokens_per_s": "-"}),
+        ("time to first token, ms", {"ttft_median_ms": "-", "ttft_p99_ms": "--"}),
+        ("time per token, ms", {"tpot_median_ms": "-", "tpot_p99_ms": "--"}),
+    )
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.4))
+    impls = list(dict.fromkeys(row["impl"] for row in report.rows))
+    for axis, (title, columns) in zip(axes, panels, strict=True):
+        for number, impl in enumerate(impls):
+            rows = [row for row in report.rows if row["impl"] == impl]
+            for column, style in columns.items():
+                label = impl + (" (p99)" if style == "--" else "")
+                color = COLORS.get(impl, f"C{number}")
+                values = [row[column] for row in rows]
+                axis.plot(
+                    [row["concurrency"] for row in rows], values, style, marker="o", color=color, label=label
+                )
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(0, None)
+        axis.set_xlabel("clients")
+        axis.set_title(title, fontsize=9)
+        axis.legend(fontsize=7)
     return figure
 
 
