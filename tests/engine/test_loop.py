@@ -116,8 +116,11 @@ def test_more_than_may_wait_is_refused_whole_with_a_time_to_come_back(
     with pytest.raises(QueueFull, match=f"{4 * each} {what}, at most {3 * each} may wait") as caught:
         loop.submit([request([3, 2, 3]), request([4, 2, 3])], lambda outputs: None)
     assert 1 <= caught.value.retry_after <= 60
+    loop.check_room()
     clients.append(Client(loop, request([5, 2, 3])))
     assert loop.stats().waiting == 3
+    with pytest.raises(QueueFull):
+        loop.check_room()
     held.set()
     for client in clients:
         (wanted,) = client.found

@@ -77,6 +77,22 @@ class TestStreams:
         *chunks, _ = post(serve_model(), **options).frames
         assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == list(range(1, 13))
 
+    def test_large_frames_are_written_in_a_thread_and_are_the_same(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def frames() -> list[Any]:
+            served = serve_model()
+            fields = {"stream": True, "logprobs": 3, "echo": True, "prompt": [97] * 8, "max_tokens": 4}
+            *chunks, done = post(served, **fields).frames
+            assert done == "[DONE]"
+            return [(chunk["choices"], chunk.get("prompt")) for chunk in chunks]
+
+        here = frames()
+        monkeypatch.setattr("tokenstep.server.sse.INLINE_ENTRIES", 0)
+        monkeypatch.setattr("tokenstep.completions.service.INLINE_ENTRIES", 0)
+        assert frames() == here
+        assert len(here[0][0][0]["logprobs"]["tokens"]) == 8
+
     def test_an_error_before_the_first_frame_has_its_status(self) -> None:
         model = recite("all the same")
         model.poisoned_length = 1

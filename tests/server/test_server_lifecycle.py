@@ -70,7 +70,7 @@ def test_a_signal_lets_requests_in_flight_finish_and_turns_others_away() -> None
 
 
 def test_a_second_signal_aborts_them() -> None:
-    with scripted("--step-seconds", "0.2") as server:
+    with scripted("--step-seconds", "0.5") as server:  # 13 s for the whole text
         stream = Stream(server)
         stream.next()
         server.signal(signal.SIGINT)
@@ -80,7 +80,7 @@ def test_a_second_signal_aborts_them() -> None:
         *_, error, done = stream.rest()
         assert (error["error"]["code"], done) == ("shutting_down", "[DONE]")
         assert server.exit_code() == 128 + signal.SIGINT
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 8
         assert "1 requests were aborted" in server.log
 
 

@@ -113,4 +113,4 @@ def test_scores_are_those_of_transformers(
         [sample["filtered_resps"] for sample in each["continuations"]] for each in (samples, expected_samples)
     ]
     assert texts[0] == texts[1]
-    assert all(len(text[0].split()) > 1 for text in texts[0])
+    assert any(len(text[0].split()) > 1 for text in texts[0])

@@ -28,7 +28,7 @@ def plot(report: Report, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    draw = {"sample": _plot_sample, "attention": _plot_attention}[report.bench]
+    draw = {"sample": _plot_sample, "attention": _plot_attention, "serve": _plot_serve}[report.bench]
     figure = draw(report, pyplot)
     m = report.machine
     figure.suptitle(
@@ -48,6 +48,10 @@ def _panels(
     for case, times in report.cases():
         panels.setdefault(tuple(case.get(k) for k in keys), []).append((case, times))
     return panels
+
+
+def _ran_on(report: Report, threads: int | None) -> str:
+    return str(report.settings["device"]) if threads is None else f"{threads} thread{'s' * (threads > 1)}"
 
 
 def _plot_sample(report: Report, pyplot: Any) -> Any:
@@ -75,8 +79,7 @@ def _plot_sample(report: Report, pyplot: Any) -> Any:
         )
         axis.invert_yaxis()
         axis.set_xlabel("milliseconds a call")
-        ran_on = report.settings["device"] if threads is None else f"{threads} thread{'s' * (threads > 1)}"
-        axis.set_title(f"{dtype}, batch {batch}, {ran_on}", fontsize=9)
+        axis.set_title(f"{dtype}, batch {batch}, {_ran_on(report, threads)}", fontsize=9)
     axes.flat[0].legend(fontsize=7, loc="lower right")
     return figure
 
@@ -94,15 +97,16 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
         held = "" if cache in (None, dtype) else f" (cache {cache})"
         lines: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
         for case, times in cases:
-            for impl in (OURS, "torch"):
+            for impl in COLORS:
                 if impl in times:
-                    line = (impl, case["batch"], case["block_size"])
+                    line = (impl, case["batch"], case["block_size"], case.get("lengths", "equal"))
                     lines.setdefault(line, []).append((case["context"], 100 * times[FLOOR] / times[impl]))
-        for (impl, batch, block_size), points in lines.items():
+        for (impl, batch, block_size, lengths), points in lines.items():
             style = "-" if block_size == max(case["block_size"] for case, _ in cases) else "--"
             marker = {1: "o", 8: "s", 32: "^"}.get(batch, "d")
             points.sort()
             label = f"{impl}, batch {batch}" + (f", block {block_size}" if impl == OURS else "")
+            label += ", skewed" if lengths == "skewed" else ""
             contexts, percents = zip(*points, strict=True)
             axis.plot(contexts, percents, style, marker=marker, color=COLORS[impl], markersize=4, label=label)
         axis.axhline(100, color="black", linestyle=":", label="one read of K and V")
@@ -110,8 +114,34 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
         axis.set_ylim(0, None)
         axis.set_xlabel("context")
         axis.set_ylabel("% of read bandwidth")
-        axis.set_title(f"{model}, {dtype}{held}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
+        axis.set_title(f"{model}, {dtype}{held}, {_ran_on(report, threads)}", fontsize=9)
     axes.flat[0].legend(fontsize=6)
+    return figure
+
+
+def _plot_serve(report: Report, pyplot: Any) -> Any:
+    panels = (
+        ("tokens a second", {"tokens_per_s": "-"}),
+        ("time to first token, ms", {"ttft_median_ms": "-", "ttft_p99_ms": "--"}),
+        ("time per token, ms", {"tpot_median_ms": "-", "tpot_p99_ms": "--"}),
+    )
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.4))
+    impls = list(dict.fromkeys(row["impl"] for row in report.rows))
+    for axis, (title, columns) in zip(axes, panels, strict=True):
+        for number, impl in enumerate(impls):
+            rows = [row for row in report.rows if row["impl"] == impl]
+            for column, style in columns.items():
+                label = impl + (" (p99)" if style == "--" else "")
+                color = COLORS.get(impl, f"C{number}")
+                values = [row[column] for row in rows]
+                axis.plot(
+                    [row["concurrency"] for row in rows], values, style, marker="o", color=color, label=label
+                )
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(0, None)
+        axis.set_xlabel("clients")
+        axis.set_title(title, fontsize=9)
+        axis.legend(fontsize=7)
     return figure
 
 

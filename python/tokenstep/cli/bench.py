@@ -5,34 +5,71 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenstep.bench.report import Report
+
+from tokenstep.bench.attention_inputs import CACHE_DTYPES, HEADS, LENGTHS
 
 PEERS = {"sample": ("torch", "transformers"), "attention": ("torch",)}
-GPU_PEERS = {"sample": ("torch", "flashinfer", "fusedtok")}
+GPU_PEERS = ("torch", "flashinfer", "fusedtok")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``tokenstep bench``, one sub-parser per op."""
-    ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention}")
+    ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention,serve}")
     sample = ops.add_parser("sample", help="raw logits to token")
     sample.add_argument("--vocab-size", type=int, default=128256, metavar="V")
-    sample.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     _add_shared(sample, "sample", batches=[1, 16, 64], dtypes=["float32", "bfloat16"])
     attention = ops.add_parser("attention", help="one decode step of one layer over a paged cache")
+    attention.add_argument(
+        "--models",
+        type=_chosen(HEADS),
+        default=None,
+        metavar="M,…",
+        help=f"shapes of {', '.join(HEADS)}; default: those that fit the device",
+    )
+    attention.add_argument(
+        "--lengths",
+        type=_chosen(LENGTHS),
+        default=["equal"],
+        metavar="L,…",
+        help="equal, or skewed: one sequence with half of all tokens",
+    )
     attention.add_argument("--contexts", type=_ints, default=[256, 1024, 4096], metavar="N,…")
     attention.add_argument("--block-sizes", type=_ints, default=[1, 16], metavar="N,…")
     attention.add_argument(
         "--cache-dtypes",
-        type=_words,
+        type=_chosen(CACHE_DTYPES),
         default=["same"],
         metavar="T,…",
         help="of same (as the queries), float8_e4m3, int8",
     )
     _add_shared(attention, "attention", batches=[1, 8], dtypes=["bfloat16"])
+    serve = ops.add_parser("serve", help="a completions server over HTTP")
+    serve.add_argument("--concurrency", type=_ints, default=[1, 4, 16, 32], metavar="N,…", help="clients")
+    serve.add_argument("--prompt-tokens", type=int, default=64, metavar="N")
+    serve.add_argument("--output-tokens", type=int, default=32, metavar="N")
+    serve.add_argument("--seconds", type=float, default=20.0, metavar="S", help="of load per case and server")
+    serve.add_argument("--rounds", type=int, default=2, metavar="N", help="in which the servers take turns")
+    serve.add_argument("--model", default="smollm2")
+    serve.add_argument("--dtype", default="auto")
+    serve.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        type=_peer,
+        metavar="NAME=URL",
+        help="a server that runs already, such as vllm=http://127.0.0.1:8001; may be repeated",
+    )
+    _add_outputs(serve)
 
 
 def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int], dtypes: list[str]) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batches", type=_ints, default=batches, metavar="B,…")
     parser.add_argument("--dtypes", type=_words, default=dtypes, metavar="T,…")
     parser.add_argument("--threads", type=_ints, default=None, metavar="N,…", help="default: 1 and all")
@@ -41,10 +78,14 @@ def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int],
         type=_words,
         default=None,
         metavar="P,…",
-        help=f"of {', '.join(dict.fromkeys(PEERS[op] + GPU_PEERS.get(op, ())))}, or '' for none; "
+        help=f"of {', '.join(dict.fromkeys(PEERS[op] + GPU_PEERS))}, or '' for none; "
         "default: those installed",
     )
     parser.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds of rounds per case")
+    _add_outputs(parser)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
 
@@ -57,10 +98,12 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
+    if args.op == "serve":
+        return _run_serve(args)
     from tokenstep._native import cpu
 
-    on_gpu = getattr(args, "device", "cpu") == "cuda"
-    known = (GPU_PEERS if on_gpu else PEERS)[args.op]
+    on_gpu = args.device == "cuda"
+    known = GPU_PEERS if on_gpu else PEERS[args.op]
     peers = args.peers
     if peers is None:
         peers = [name for name in known if importlib.util.find_spec(name)]
@@ -82,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
         options["vocab_size"] = args.vocab_size
     else:
         options |= {
+            "models": args.models,
+            "lengths": args.lengths,
             "contexts": args.contexts,
             "block_sizes": args.block_sizes,
             "cache_dtypes": args.cache_dtypes,
@@ -94,6 +139,29 @@ def run(args: argparse.Namespace) -> int:
             raise
         print(error, file=sys.stderr)
         return 1
+    return _show(report, args)
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    from tokenstep.bench import serve
+    from tokenstep.bench.report import OURS
+
+    rows = max(args.concurrency)
+    options = ["--model", args.model, "--dtype", args.dtype, "--max-num-seqs", str(rows)]
+    with serve.started_server(options) as url:
+        report = serve.run(
+            {OURS: url} | dict(args.peer),
+            concurrencies=args.concurrency,
+            prompt_tokens=args.prompt_tokens,
+            output_tokens=args.output_tokens,
+            seconds=args.seconds,
+            rounds=args.rounds,
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    return _show(report, args)
+
+
+def _show(report: Report, args: argparse.Namespace) -> int:
     print(report.markdown())
     if args.json:
         report.save(args.json)
@@ -104,8 +172,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _peer(text: str) -> tuple[str, str]:
+    name, _, url = text.partition("=")
+    if not name or not url.startswith("http://"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=http://…")
+    return name, url
+
+
 def _ints(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _chosen(known: Iterable[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        words = _words(text)
+        if not words or any(word not in known for word in words):
+            raise argparse.ArgumentTypeError(f"'{text}', expected of {', '.join(known)}")
+        return words
+
+    return parse
 
 
 def _words(text: str) -> list[str]:

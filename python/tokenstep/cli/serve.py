@@ -67,11 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=_count, default=32, metavar="N", help="texts generated together (default: 32)")
     add("--kv-tokens", type=_count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
     add(
-        "--batch-invariant",
-        action="store_true",
-        help="the same seed gives the same text under any load, at some cost in speed",
-    )
-    add(
         "--max-waiting",
         type=_count,
         default=1024,
@@ -115,6 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=16,
         metavar="N",
         help="for requests without max_tokens (default: 16)",
+    )
+    add(
+        "--batch-invariant",
+        action="store_true",
+        help="a seeded request gives the same text, bit for bit, under any load (slower)",
     )
     add("--default-seed", type=int, metavar="N", help="for requests without seed (default: a new one each)")
     add(

@@ -22,6 +22,7 @@ from tokenstep.completions.schema import (
 from tokenstep.engine import Engine, EngineLoop, FailureOutput, Output, QueueFull
 from tokenstep.models.tokenizer import Tokenizer
 
+INLINE_ENTRIES = 64  # pieces with log probabilities of more tokens are written in a thread: tasks don't wait
 request_log = logging.getLogger("tokenstep.requests")
 
 FULL_QUEUE_SECONDS = 0.1  # between two tries of `complete_many`
@@ -145,7 +146,8 @@ class CompletionService:
         run = await asyncio.to_thread(self._prepare, request)
         async with contextlib.aclosing(self._updates_async(run)) as updates:
             async for update in updates:
-                if chunk := run.chunk(update):
+                costly = update.is_last or len(update.piece.entries) > INLINE_ENTRIES
+                if chunk := await asyncio.to_thread(run.chunk, update) if costly else run.chunk(update):
                     yield chunk
         if last := run.usage_chunk():
             yield last

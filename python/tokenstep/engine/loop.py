@@ -113,6 +113,11 @@ class EngineLoop:
                 self._thread.start()
             self._changed.notify_all()
 
+    def check_room(self) -> None:
+        """Raises QueueFull if not even one more request would be taken: cheap to ask before costly work."""
+        with self._changed:
+            self._refuse_if_full(1, 1)
+
     def cancel(self, request: Request, choice: int | None = None) -> None:
         """Ends a choice that has begun, or all of `request`. Safe from any thread; never waits.
 

@@ -57,6 +57,7 @@ def completions_router(state: ServerState) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         service = state.require_service()
+        service.loop.check_room()  # under too much load, a refusal must cost little
         wanted = await parse_in_turn(parse, await read_body(request, state.config.max_body_bytes))
         _check_size(wanted, state.config.max_choices)
         context = context_of(request.scope)
