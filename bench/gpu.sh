@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: builds, tests, checks with compute-sanitizer and measures the CUDA sampler, without the
-# network and in under nine minutes (the limits below add up to less). A short table comes last; everything else is in
+# On a machine with a GPU: builds, tests, checks with compute-sanitizer and measures the CUDA kernels, without the
+# network and in under nine minutes (the limits below add up to less). Short tables come last; everything else is in
 # the output folder.
 #
 #   bench/gpu.sh [--dry-run] [output folder, default gpu-results]
@@ -48,32 +48,48 @@ if ! "$python" -c 'import nanobind_backend' 2> /dev/null; then
   # Without the shared backend nanobind is compiled into each module, for this version of Python alone.
   build+=(--config-settings=cmake.define.TOKENSTEP_NANOBIND_STATIC=ON --config-settings=wheel.py-api=)
 fi
-run build 180 "${build[@]}"
+run build 170 "${build[@]}"
 export PYTHONPATH="$PWD/$site${PYTHONPATH:+:$PYTHONPATH}"
-run info 15 "$python" -m tokenstep.cli.main info
+run info 10 "$python" -m tokenstep.cli.main info
 
 # ---- tests on the device --------------------------------------------------------------------------------------------
 # The package of this build, not the one beside the sources: tests find it on PYTHONPATH.
 tests=("$python" -m pytest -q -p no:cacheprovider -m "cuda and not slow")
-run tests 120 "${tests[@]}" tests/cuda tests/simt/test_sample*.py
+run tests 75 "${tests[@]}" tests/cuda tests/simt/test_sample*.py
+run tests-attention 50 "${tests[@]}" tests/simt/test_a*.py tests/simt/test_merge*.py
 if command -v compute-sanitizer > /dev/null; then
-  few="test_each_way_through_the_kernel and cuda-solo1 and (top_k or greedy)"
+  few="each_way_through_the_kernel and solo1 and (top_k or greedy)"
+  few+=" or rows_are_rotated and bfloat16 and odd or harms_nothing or parts_merge and bfloat16 and 128"
   for tool in memcheck racecheck synccheck; do
-    run "sanitizer-$tool" 35 compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-regex kns=sample \
-      "${tests[@]}" tests/simt/test_sample_kernels.py -k "$few"
+    run "sanitizer-$tool" 28 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      --kernel-regex 'regex:sample|append|merge|attention' "${tests[@]}" tests/simt/test_sample_kernels.py \
+      tests/simt/test_append_kernels.py tests/simt/test_merge_kernels.py -k "$few"
   done
 else
   echo "== compute-sanitizer is not on the PATH: skipped"
 fi
 
 # ---- measure --------------------------------------------------------------------------------------------------------
-bench=("$python" -m tokenstep.cli.main bench sample --device cuda --budget 0.15)
-run bench-bfloat16 70 "${bench[@]}" --batches 1,64,128 --dtypes bfloat16 --json "$out/sample-bfloat16.json"
-run bench-float32 45 "${bench[@]}" --batches 1,64 --dtypes float32 --json "$out/sample-float32.json"
+# bench NAME SECONDS ARGUMENTS...: the results go to NAME.json.
+measured=()
+bench() {
+  local name=$1 seconds=$2
+  shift 2
+  measured+=("$name")
+  run "bench-$name" "$seconds" "$python" -m tokenstep.cli.main bench "$@" --device cuda --json "$out/$name.json"
+}
+bench sample-bfloat16 50 sample --batches 1,64,128 --dtypes bfloat16 --budget 0.1
+bench sample-float32 25 sample --batches 1,64 --dtypes float32 --budget 0.1
+attention=(attention --budget 0.05 --dtypes bfloat16)
+bench attention 45 "${attention[@]}" --models SmolLM2-135M,Llama-3.1-8B,Llama-3.1-70B --batches 1,8,64 \
+  --contexts 256,4096 --block-sizes 1,16 --lengths equal,skewed --peers torch
+# FlashInfer compiles its kernels at the first call, with nvcc: a step of its own, which may run out of time.
+bench attention-peers 25 "${attention[@]}" --models Llama-3.1-70B --batches 1,64 --contexts 256,4096 \
+  --block-sizes 16 --peers flashinfer,fusedtok
 
 if $dry_run; then exit 0; fi
-for dtype in bfloat16 float32; do
-  if [[ -s $out/bench-$dtype.log ]]; then grep -E '^\||^Medians|^Timed' "$out/bench-$dtype.log" || true; fi
+for name in "${measured[@]}"; do
+  if [[ -s $out/bench-$name.log ]]; then grep -E '^\||^Medians|^Timed|^Refused' "$out/bench-$name.log" || true; fi
 done
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}"

@@ -1,6 +1,7 @@
 // A GPU, or the emulator of one, as what the shared bindings run on.
 #include "bind/backend.h"
 #include "common/check.h"
+#include "cuda/attention.h"
 #include "cuda/kv_append.h"
 #include "cuda/runtime.h"
 #include "cuda/sample.h"
@@ -53,11 +54,17 @@ void update_slot(const SlotUpdate& update, const Queue& queue) {
   cuda::update_slot(update, stream_of(queue));
 }
 
-WorkspaceBytes attention_workspace_bytes(const Queue&) { return {}; }
+WorkspaceBytes attention_workspace_bytes(const Queue& queue) {
+  const cuda::AttentionWorkspaceBytes bytes = cuda::attention_workspace_bytes(queue.device_id);
+  return {bytes.total, bytes.zeroed};
+}
 int judge_sequences(const PagedBatch&, bool, int32_t, std::string&) { return -1; }
-void paged_attention(const AttentionParams&, const Queue&) {
-  raise<ValueError>("paged_attention", "q is on %s, where this op is not built yet, expected cpu",
-                    kDeviceName);
+void paged_attention(const AttentionParams& params, const Queue& queue) {
+#ifdef TOKENSTEP_SIMT
+  EmulatedBuffers allowed;
+  allowed.add(params);
+#endif
+  cuda::paged_attention(params, stream_of(queue));
 }
 void append_kv(const PagedBatch& batch, const Queue& queue) {
 #ifdef TOKENSTEP_SIMT

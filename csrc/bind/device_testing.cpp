@@ -8,6 +8,7 @@
 #include "bind/ops.h"
 #include "bind/tensor.h"
 #include "common/check.h"
+#include "cuda/attention.h"
 #include "cuda/sample.h"
 #ifdef TOKENSTEP_SIMT
 #include "cuda/launch.cuh"
@@ -39,6 +40,11 @@ void register_device_testing(nb::module_& parent) {
       },
       nb::arg("vocab_size"), nb::arg("bytes_per_logit"), nb::arg("num_rows"), nb::arg("device_id") = 0,
       "(mode, group size, groups) that a launch of these sizes has.");
+  m.def("force_attention_geometry", &cuda::force_attention_geometry, nb::arg("grid") = 0,
+        nb::arg("stages") = 0, nb::arg("slots") = 0,
+        "Blocks, stages of a warp's ring and slots of partial results, in all launches of the process; 0: as "
+        "it "
+        "would be.");
   m.def(
       "launch_empty",
       [](nb::object array) {
@@ -50,6 +56,9 @@ void register_device_testing(nb::module_& parent) {
   m.def(
       "set_seed", [](uint64_t seed) { cuda::emulation.seed = seed; },
       "Seeds the order in which threads run.");
+  m.def(
+      "set_together", [](unsigned blocks) { cuda::emulation.together = blocks; },
+      "So many blocks of a launch run at once, the others after them.");
 #endif
 }
 

@@ -9,6 +9,12 @@
 
 #include "common/dtype.h"
 
+#ifdef __CUDACC__
+#define TOKENSTEP_HOST_DEVICE __host__ __device__
+#else
+#define TOKENSTEP_HOST_DEVICE
+#endif
+
 namespace tokenstep {
 
 // One chunk reads about 64 KB of keys and as much of values: some 10 µs on one CPU core, 3 to 5 µs on one SM,
@@ -35,7 +41,7 @@ static_assert(chunk_tokens(128, DType::kBFloat16) == 256 && chunk_tokens(256, DT
 static_assert(chunk_tokens(128, DType::kInt8) == 512 && chunk_tokens(256, DType::kFloat8E4M3) == 256);
 
 // Keys that the query at `position` sees: [first_key, position].
-constexpr int64_t first_key(int64_t position, int32_t window) {
+TOKENSTEP_HOST_DEVICE constexpr int64_t first_key(int64_t position, int32_t window) {
   return window > 0 && position >= window ? position - window + 1 : 0;
 }
 

@@ -29,6 +29,7 @@ struct LaunchConfig {
 struct Emulation {
   uint64_t seed = 0;                  // of the order in which threads run; moves on with every launch
   std::vector<simt::Buffer> buffers;  // that kernels may use; none: any memory
+  unsigned together = 1;              // blocks that run at once, where they need not
 };
 inline thread_local Emulation emulation;
 
@@ -42,6 +43,7 @@ void launch(const LaunchConfig& config, const Stream&, const Args&... args) {
                 .shared_bytes = config.shared_bytes,
                 .cluster = config.cluster,
                 .cooperative = config.cooperative,
+                .together = emulation.together,
                 .seed = emulation.seed++,
                 .buffers = emulation.buffers},
                args...);

@@ -179,6 +179,14 @@ __device__ __forceinline__ float exp2_approx(
   return result;
 }
 
+// ---- the compiler -----------------------------------------------------------------------------------------
+// The same value, of which the compiler knows nothing: what is worked out from it in a loop is not kept in
+// registers from one turn to the next.
+__device__ __forceinline__ int recomputed(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 }  // namespace tokenstep::cuda
 
 #endif

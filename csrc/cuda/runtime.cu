@@ -66,7 +66,10 @@ DeviceLimits ask_limits(int device_id) {
     check(cudaDeviceGetAttribute(&value, which, device_id), "cudaDeviceGetAttribute");
     return value;
   };
-  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrComputeCapabilityMajor) >= 9};
+  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrComputeCapabilityMajor) >= 9,
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          attribute(cudaDevAttrReservedSharedMemoryPerBlock)};
 }
 
 }  // namespace

@@ -17,6 +17,9 @@ struct Stream {
 struct DeviceLimits {
   int num_multiprocessors;
   bool has_clusters;  // sm_90 and later
+  // Shared memory, in bytes: the most of a block, of a multiprocessor, and what of it each block costs beside
+  // its own.
+  int shared_per_block, shared_per_multiprocessor, shared_reserved_per_block;
 };
 const DeviceLimits& limits_of(int device_id);  // asked for once
 

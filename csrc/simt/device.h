@@ -123,6 +123,8 @@ inline float __fdividef(float a, float b) { return a / b; }
 
 inline int min(int a, int b) { return b < a ? b : a; }
 inline unsigned min(unsigned a, unsigned b) { return b < a ? b : a; }
+inline long min(long a, long b) { return b < a ? b : a; }
+inline long max(long a, long b) { return b > a ? b : a; }
 inline long long min(long long a, long long b) { return b < a ? b : a; }
 inline unsigned long long min(unsigned long long a, unsigned long long b) { return b < a ? b : a; }
 inline int max(int a, int b) { return b > a ? b : a; }

@@ -9,7 +9,11 @@
 namespace tokenstep::cuda {
 
 const DeviceLimits& limits_of(int) {
-  static constexpr DeviceLimits kLimits = {.num_multiprocessors = 8, .has_clusters = true};
+  static constexpr DeviceLimits kLimits = {.num_multiprocessors = 8,
+                                           .has_clusters = true,
+                                           .shared_per_block = 227 * 1024,
+                                           .shared_per_multiprocessor = 228 * 1024,
+                                           .shared_reserved_per_block = 1024};
   return kLimits;
 }
 int num_devices() { return 1; }

@@ -64,6 +64,9 @@ SMALL = {
 }
 
 
+SMALL_ATTENTION = ["attention", *SMALL["attention"][2:]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("op", SMALL)
 def test_the_command_prints_a_table_and_writes_json_and_a_plot(op, tmp_path, capsys):
@@ -76,6 +79,14 @@ def test_the_command_prints_a_table_and_writes_json_and_a_plot(op, tmp_path, cap
     assert {row["impl"] for row in rows} >= {FLOOR, OURS, "torch"}
     assert all(row["median_us"] > 0 for row in rows)
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_half_of_the_tokens_may_be_one_sequence_s(capsys):
+    options = ["--batches", "1,4", "--lengths", "equal,skewed", "--models", "SmolLM2-135M"]
+    assert main(["bench", *SMALL_ATTENTION, *options, "--threads", "1", "--budget", "0.001"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("| skewed |") == 2  # contexts, with the batch of 4
 
 
 def test_an_unknown_peer_is_refused_by_name(capsys):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from attention_append_cases import Case, angles_of
 from attention_cases import EVERY_CACHE, Heads, bits, row_dtype, torch
+from attention_faults import BAD, BAD_BLOCK, BAD_LENGTH, OK, set_block, set_length
 from device_arrays import append_on
 
 import tokenstep as ts
 
-OK, BAD_BLOCK, BAD_LENGTH = 0, 1, 2
 LENGTHS = [(30, 1), (33, 20), (0, 1), (1, 1), (9, 9), (12, 0), (17, 2)]
 ROTATIONS = {
     "none": {},
@@ -107,23 +107,7 @@ def test_rows_that_are_not_aligned_are_read_one_by_one(device):
 
 
 # ---- bad sequences ---------------------------------------------------------------------------------------
-BAD = 1  # the sequence that is made bad: 33 tokens, 20 of them new, in blocks of 16
-
-
-def set_length(value):
-    def change(arguments):
-        arguments["seq_lens"][BAD] = value
-
-    return change
-
-
-def set_block(column, value):
-    def change(arguments):
-        arguments["block_table"][BAD, column] = value
-
-    return change
-
-
+# Sequence 1 is made bad: 33 tokens, 20 of them new, in blocks of 16.
 FAULTS = {
     "negative length": (set_length(-1), BAD_LENGTH),
     "least length": (set_length(-(1 << 31)), BAD_LENGTH),

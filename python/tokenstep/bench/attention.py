@@ -7,41 +7,25 @@ contiguous per sequence, every sequence equally long, no pages to follow, and in
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any
 
 import tokenstep as ts
 from tokenstep._native import cpu
+from tokenstep.bench.attention_inputs import COLD_BYTES, HEADS, Inputs, lengths_of, make_inputs
 from tokenstep.bench.report import Report
 from tokenstep.bench.timer import interleave
 
-COLD_BYTES = 128 << 20
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The shape of a model's attention."""
-
-    model: str
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-
-CACHE_DTYPES = {"same": None, "float8_e4m3": "float8_e4m3fn", "int8": "int8"}  # their names in torch
-
-HEADS = (
-    Heads("SmolLM2-135M", 9, 3, 64),
-    Heads("Llama-3.1-8B", 32, 8, 128),
-    Heads("Llama-2-7B", 32, 32, 128),
-)
+DEFAULT_MODELS = ["SmolLM2-135M", "Llama-3.1-8B", "Llama-2-7B"]
 
 
 def run(
     *,
+    models: list[str] | None,
     batches: list[int],
     contexts: list[int],
+    lengths: list[str],
     block_sizes: list[int],
     dtypes: list[str],
     cache_dtypes: list[str],
@@ -52,100 +36,92 @@ def run(
 ) -> Report:
     """Measure one decode step of one layer for every combination. Times are microseconds per call.
 
-    A cache dtype is "float8_e4m3", "int8" or "same", that of the queries.
+    Models are those of ``attention_inputs.HEADS``, lengths "equal" or "skewed", cache dtypes "same" (as the
+    queries), "float8_e4m3" or "int8".
     """
     import torch
 
     report = Report("attention", {"cold_bytes": COLD_BYTES})
-    cases = itertools.product(dtypes, cache_dtypes, HEADS, batches, contexts, block_sizes, threads)
-    for dtype, cache_dtype, heads, batch, context, block_size, count in cases:
+    for case, inputs in cases(
+        "cpu", models or DEFAULT_MODELS, batches, contexts, lengths, block_sizes, dtypes, cache_dtypes
+    ):
+        for count in threads:
+            case["threads"] = count
+            progress(f"attention: {', '.join(f'{name} {value}' for name, value in case.items())}")
+            cpu.set_num_threads(count)
+            torch.set_num_threads(count)
+            for impl, timing in interleave(_functions(inputs, peers), budget_s=budget_s).items():
+                report.add(case | {"impl": impl}, timing)
+    return report
+
+
+def cases(
+    device: str,
+    models: list[str],
+    batches: list[int],
+    contexts: list[int],
+    lengths: list[str],
+    block_sizes: list[int],
+    dtypes: list[str],
+    cache_dtypes: list[str],
+) -> Iterator[tuple[dict[str, Any], Inputs]]:
+    """``(key fields, inputs)`` of every combination; the inputs are made when their turn comes."""
+    for dtype, cache_dtype, model, batch, context, kind, block_size in itertools.product(
+        dtypes, cache_dtypes, models, batches, contexts, lengths, block_sizes
+    ):
         case = {
-            "model": heads.model,
+            "model": model,
             "dtype": dtype,
             "cache": dtype if cache_dtype == "same" else cache_dtype,
             "batch": batch,
             "context": context,
+            "lengths": kind,
             "block_size": block_size,
-            "threads": count,
         }
-        progress(f"attention: {', '.join(f'{name} {value}' for name, value in case.items())}")
-        cpu.set_num_threads(count)
-        torch.set_num_threads(count)
-        functions = _functions(
-            heads, batch, context, block_size, getattr(torch, dtype), CACHE_DTYPES[cache_dtype], peers
-        )
-        for impl, timing in interleave(functions, budget_s=budget_s).items():
-            report.add(case | {"impl": impl}, timing)
-    return report
+        if kind == "skewed" and batch == 1:
+            continue
+        of_batch = lengths_of(kind, batch, context)
+        yield case, make_inputs(HEADS[model], of_batch, block_size, dtype, cache_dtype, device)
 
 
-def _functions(
-    heads: Heads,
-    batch: int,
-    context: int,
-    block_size: int,
-    dtype: Any,
-    cache_dtype: str | None,
-    peers: list[str],
-) -> dict[str, Callable[[], object]]:
+def _functions(inputs: Inputs, peers: list[str]) -> dict[str, Callable[[], object]]:
     import torch
 
-    generator = torch.Generator().manual_seed(1)
-    blocks_each = -(-context // block_size)
-    kv_shape = (batch * blocks_each, block_size, heads.num_kv_heads, heads.head_dim)
-    held = dtype if cache_dtype is None else getattr(torch, cache_dtype)
-    read_bytes = 2 * batch * context * heads.num_kv_heads * heads.head_dim * held.itemsize
-    copies = max(2, COLD_BYTES // read_bytes)
-    unit = {None: 1.0, "int8": 4 / 127, "float8_e4m3fn": 4 / 448}[cache_dtype]
-
-    def cache() -> Any:
-        values = torch.randn(kv_shape, generator=generator) / unit
-        return values.clamp(-4 / unit, 4 / unit).to(held)
-
-    k_caches, v_caches = [cache() for _ in range(copies)], [cache() for _ in range(copies)]
-    scales: dict[str, Any] = {}
-    if cache_dtype is not None:
-        scales = {name: torch.full((heads.num_kv_heads,), unit) for name in ("k_scale", "v_scale")}
-    order = torch.randperm(batch * blocks_each, generator=generator).to(torch.int32)
-    block_table = order.view(batch, blocks_each)
-    seq_lens = torch.full((batch,), context, dtype=torch.int32)
-    q = torch.randn(batch, heads.num_heads, heads.head_dim, generator=generator).to(dtype)
-    out = torch.empty_like(q)
-    calls = {name: _counter(copies) for name in ("floor", "tokenstep", "torch")}
-    flat = [
-        torch.empty(read_bytes // 4, dtype=torch.int32).random_(generator=generator) for _ in range(copies)
-    ]
+    out = torch.empty_like(inputs.q)
+    words = inputs.cache_bytes // 4
+    copies = len(inputs.caches)
+    flat = cycle([torch.randint(-(1 << 31), 1 << 31, (words,), dtype=torch.int32) for _ in range(copies)])
+    caches = cycle(inputs.caches)
 
     def ours() -> object:
-        i = calls["tokenstep"]()
-        return ts.paged_attention(q, k_caches[i], v_caches[i], block_table, seq_lens, out=out, **scales)
+        return ts.paged_attention(
+            inputs.q, *next(caches), inputs.block_table, inputs.seq_lens, out=out, **inputs.scales
+        )
 
     functions: dict[str, Callable[[], object]] = {
-        "floor": lambda: cpu.testing.read_max(flat[calls["floor"]()]),
+        "floor": lambda: cpu.testing.read_max(next(flat)),
         "tokenstep": ours,
     }
-    if "torch" in peers:
-        dense = (batch, heads.num_kv_heads, context, heads.head_dim)
-        keys = [torch.randn(dense, generator=generator).to(dtype) for _ in range(copies)]
-        values = [torch.randn(dense, generator=generator).to(dtype) for _ in range(copies)]
-        query = q.view(batch, heads.num_heads, 1, heads.head_dim)
-        grouped = heads.num_heads != heads.num_kv_heads
-
-        def sdpa() -> object:
-            i = calls["torch"]()
-            return torch.nn.functional.scaled_dot_product_attention(
-                query, keys[i], values[i], enable_gqa=grouped
-            )
-
+    if "torch" in peers and (sdpa := dense_attention(inputs)) is not None:
         functions["torch"] = sdpa
     return functions
 
 
-def _counter(n: int) -> Callable[[], int]:
-    state = [0]
+def dense_attention(inputs: Inputs) -> Callable[[], object] | None:
+    """SDPA of torch over as many contiguous keys and values; None for sequences of several lengths."""
+    import torch
 
-    def advance() -> int:
-        state[0] = (state[0] + 1) % n
-        return state[0]
+    if len(set(inputs.lengths)) > 1:
+        return None
+    heads, batch = inputs.heads, len(inputs.lengths)
+    shape = (batch, heads.num_kv_heads, inputs.lengths[0], heads.head_dim)
+    query = inputs.q.view(batch, heads.num_heads, 1, heads.head_dim)
+    dense = cycle(
+        [(query.new_empty(shape).normal_(), query.new_empty(shape).normal_()) for _ in inputs.caches]
+    )
+    grouped = heads.num_heads != heads.num_kv_heads
 
-    return advance
+    def sdpa() -> object:
+        return torch.nn.functional.scaled_dot_product_attention(query, *next(dense), enable_gqa=grouped)
+
+    return sdpa

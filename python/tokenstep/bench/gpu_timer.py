@@ -10,9 +10,29 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tokenstep import _native
 from tokenstep.bench.timer import Timing
 
 CALLS_PER_GRAPH = 20
+COPY_BYTES = 1 << 30
+
+
+def measure_floors(budget_s: float) -> tuple[float, float]:
+    """Microseconds of an empty launch, and bytes that a large copy reads and writes per microsecond."""
+    import torch
+
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    cuda = _native.cuda
+    assert cuda is not None
+    times, _ = time_on_gpu(
+        {
+            "empty": lambda: cuda.testing.launch_empty(source),
+            "copy": lambda: target.copy_(source),
+        },
+        budget_s=budget_s,
+    )
+    return times["empty"].median_us, 2 * COPY_BYTES / times["copy"].median_us
 
 
 def time_on_gpu(

@@ -50,6 +50,10 @@ def _panels(
     return panels
 
 
+def _ran_on(report: Report, threads: int | None) -> str:
+    return str(report.settings["device"]) if threads is None else f"{threads} thread{'s' * (threads > 1)}"
+
+
 def _plot_sample(report: Report, pyplot: Any) -> Any:
     panels = _panels(report, ("dtype", "batch", "threads"))
     columns = min(3, len(panels))
@@ -75,8 +79,7 @@ def _plot_sample(report: Report, pyplot: Any) -> Any:
         )
         axis.invert_yaxis()
         axis.set_xlabel("milliseconds a call")
-        ran_on = report.settings["device"] if threads is None else f"{threads} thread{'s' * (threads > 1)}"
-        axis.set_title(f"{dtype}, batch {batch}, {ran_on}", fontsize=9)
+        axis.set_title(f"{dtype}, batch {batch}, {_ran_on(report, threads)}", fontsize=9)
     axes.flat[0].legend(fontsize=7, loc="lower right")
     return figure
 
@@ -94,15 +97,16 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
         held = "" if cache in (None, dtype) else f" (cache {cache})"
         lines: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
         for case, times in cases:
-            for impl in (OURS, "torch"):
+            for impl in COLORS:
                 if impl in times:
-                    line = (impl, case["batch"], case["block_size"])
+                    line = (impl, case["batch"], case["block_size"], case.get("lengths", "equal"))
                     lines.setdefault(line, []).append((case["context"], 100 * times[FLOOR] / times[impl]))
-        for (impl, batch, block_size), points in lines.items():
+        for (impl, batch, block_size, lengths), points in lines.items():
             style = "-" if block_size == max(case["block_size"] for case, _ in cases) else "--"
             marker = {1: "o", 8: "s", 32: "^"}.get(batch, "d")
             points.sort()
             label = f"{impl}, batch {batch}" + (f", block {block_size}" if impl == OURS else "")
+            label += ", skewed" if lengths == "skewed" else ""
             contexts, percents = zip(*points, strict=True)
             axis.plot(contexts, percents, style, marker=marker, color=COLORS[impl], markersize=4, label=label)
         axis.axhline(100, color="black", linestyle=":", label="one read of K and V")
@@ -110,7 +114,7 @@ def _plot_attention(report: Report, pyplot: Any) -> Any:
         axis.set_ylim(0, None)
         axis.set_xlabel("context")
         axis.set_ylabel("% of read bandwidth")
-        axis.set_title(f"{model}, {dtype}{held}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
+        axis.set_title(f"{model}, {dtype}{held}, {_ran_on(report, threads)}", fontsize=9)
     axes.flat[0].legend(fontsize=6)
     return figure
 

@@ -67,6 +67,7 @@ class Report:
         lines.append(f"\nMedians on {ran_on}, torch {m['torch']}, commit {m['commit']}, {m['date']}.")
         if with_launches := self.settings.get("timed_with_launches"):
             lines.append(f"Timed with their launches, which no graph could hold: {', '.join(with_launches)}.")
+        lines += [f"Refused by {who}: {why}" for who, why in self.settings.get("refused", {}).items()]
         return "\n".join(lines)
 
 

@@ -11,12 +11,10 @@ from itertools import cycle
 from typing import Any
 
 from tokenstep import _native
-from tokenstep.bench.gpu_timer import time_on_gpu
+from tokenstep.bench.gpu_timer import measure_floors, time_on_gpu
 from tokenstep.bench.report import Report
 from tokenstep.bench.sample import COLD_BYTES, HISTORY, MODES, Mode, cold_batches, prepared_sampler
 from tokenstep.bench.timer import Timing
-
-COPY_BYTES = 1 << 30
 
 
 def run(
@@ -37,7 +35,7 @@ def run(
         raise RuntimeError(f"tokenstep bench: {reason}")
     import torch
 
-    empty_us, bytes_per_us = _floors(budget_s)
+    empty_us, bytes_per_us = measure_floors(budget_s)
     report = Report(
         "sample",
         {
@@ -65,24 +63,6 @@ def run(
                 kept = report.settings["timed_with_launches"]
                 kept.extend(name for name in uncaptured if name not in kept)
     return report
-
-
-def _floors(budget_s: float) -> tuple[float, float]:
-    """Microseconds of an empty launch, and bytes that a copy reads and writes per microsecond."""
-    import torch
-
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    cuda = _native.cuda
-    assert cuda is not None
-    times, _ = time_on_gpu(
-        {
-            "empty": lambda: cuda.testing.launch_empty(source),
-            "copy": lambda: target.copy_(source),
-        },
-        budget_s=budget_s,
-    )
-    return times["empty"].median_us, 2 * COPY_BYTES / times["copy"].median_us
 
 
 def _functions(mode: Mode, logits: list[Any], peers: list[str]) -> dict[str, Callable[[], object]]:

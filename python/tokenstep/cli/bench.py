@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenstep.bench.report import Report
 
+from tokenstep.bench.attention_inputs import CACHE_DTYPES, HEADS, LENGTHS
+
 PEERS = {"sample": ("torch", "transformers"), "attention": ("torch",)}
-GPU_PEERS = {"sample": ("torch", "flashinfer", "fusedtok")}
+GPU_PEERS = ("torch", "flashinfer", "fusedtok")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention,serve}")
     sample = ops.add_parser("sample", help="raw logits to token")
     sample.add_argument("--vocab-size", type=int, default=128256, metavar="V")
-    sample.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     _add_shared(sample, "sample", batches=[1, 16, 64], dtypes=["float32", "bfloat16"])
     attention = ops.add_parser("attention", help="one decode step of one layer over a paged cache")
+    attention.add_argument(
+        "--models",
+        type=_chosen(HEADS),
+        default=None,
+        metavar="M,…",
+        help=f"shapes of {', '.join(HEADS)}; default: those that fit the device",
+    )
+    attention.add_argument(
+        "--lengths",
+        type=_chosen(LENGTHS),
+        default=["equal"],
+        metavar="L,…",
+        help="equal, or skewed: one sequence with half of all tokens",
+    )
     attention.add_argument("--contexts", type=_ints, default=[256, 1024, 4096], metavar="N,…")
     attention.add_argument("--block-sizes", type=_ints, default=[1, 16], metavar="N,…")
     attention.add_argument(
         "--cache-dtypes",
-        type=_words,
+        type=_chosen(CACHE_DTYPES),
         default=["same"],
         metavar="T,…",
         help="of same (as the queries), float8_e4m3, int8",
@@ -53,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int], dtypes: list[str]) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batches", type=_ints, default=batches, metavar="B,…")
     parser.add_argument("--dtypes", type=_words, default=dtypes, metavar="T,…")
     parser.add_argument("--threads", type=_ints, default=None, metavar="N,…", help="default: 1 and all")
@@ -61,7 +78,7 @@ def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int],
         type=_words,
         default=None,
         metavar="P,…",
-        help=f"of {', '.join(dict.fromkeys(PEERS[op] + GPU_PEERS.get(op, ())))}, or '' for none; "
+        help=f"of {', '.join(dict.fromkeys(PEERS[op] + GPU_PEERS))}, or '' for none; "
         "default: those installed",
     )
     parser.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds of rounds per case")
@@ -85,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
         return _run_serve(args)
     from tokenstep._native import cpu
 
-    on_gpu = getattr(args, "device", "cpu") == "cuda"
-    known = (GPU_PEERS if on_gpu else PEERS)[args.op]
+    on_gpu = args.device == "cuda"
+    known = GPU_PEERS if on_gpu else PEERS[args.op]
     peers = args.peers
     if peers is None:
         peers = [name for name in known if importlib.util.find_spec(name)]
@@ -108,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
         options["vocab_size"] = args.vocab_size
     else:
         options |= {
+            "models": args.models,
+            "lengths": args.lengths,
             "contexts": args.contexts,
             "block_sizes": args.block_sizes,
             "cache_dtypes": args.cache_dtypes,
@@ -162,6 +181,16 @@ def _peer(text: str) -> tuple[str, str]:
 
 def _ints(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _chosen(known: Iterable[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        words = _words(text)
+        if not words or any(word not in known for word in words):
+            raise argparse.ArgumentTypeError(f"'{text}', expected of {', '.join(known)}")
+        return words
+
+    return parse
 
 
 def _words(text: str) -> list[str]:
