@@ -30,7 +30,7 @@ SERVER = [
     str(KV_TOKENS),
     "--no-access-log",
 ]
-# Caches that fill with the shapes of batches and the threads of requests, over minutes, would pass for a leak:
+# Caches that fill with shapes of batches and threads of requests, over minutes, would pass for a leak:
 # oneDNN keeps up to 1024 compiled kernels by default, glibc's malloc an arena for each of many threads.
 ENVIRONMENT = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "MALLOC_ARENA_MAX": "2"}
 WORDS = [
