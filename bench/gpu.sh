@@ -60,10 +60,12 @@ run tests-attention 50 "${tests[@]}" tests/simt/test_a*.py tests/simt/test_merge
 if command -v compute-sanitizer > /dev/null; then
   few="each_way_through_the_kernel and solo1 and (top_k or greedy)"
   few+=" or rows_are_rotated and bfloat16 and odd or harms_nothing or parts_merge and bfloat16 and 128"
+  few+=" or every_head_size and float16-128 or attention_that_appends and float16-GQA"
   for tool in memcheck racecheck synccheck; do
     run "sanitizer-$tool" 28 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      --kernel-regex 'regex:sample|append|merge|attention' "${tests[@]}" tests/simt/test_sample_kernels.py \
-      tests/simt/test_append_kernels.py tests/simt/test_merge_kernels.py -k "$few"
+      --kernel-regex kns=tokenstep "${tests[@]}" tests/simt/test_sample_kernels.py \
+      tests/simt/test_append_kernels.py tests/simt/test_merge_kernels.py tests/simt/test_attention_kernels.py \
+      tests/simt/test_attention_kernel_append.py -k "$few"
   done
 else
   echo "== compute-sanitizer is not on the PATH: skipped"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from history_model import VOCAB, Generated, HistoryModel, alone, choices
+from history_model import VOCAB, Generated, HistoryModel, alone, choices, run_engine
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -211,3 +211,29 @@ class TestBrokenSteps:
         for request, found in zip(wanted, self.run(engine, wanted), strict=True):
             assert found.failure is None
             assert [found.tokens[c] for c in range(2)] == [alone(request, c) for c in range(2)]
+
+
+def test_a_small_request_does_not_overtake_a_large_one_that_waits_for_blocks() -> None:
+    engine = Engine(HistoryModel(), VOCAB, EngineConfig(max_batch=8, kv_tokens=40, block_size=4))
+    params = [SamplingParams(temperature=1.0, seed=3)]
+    running = Request(prompt=[1] * 20, choices=params, max_tokens=8)
+    large = Request(prompt=[2] * 24, choices=params, max_tokens=2)
+    small = Request(prompt=[3] * 2, choices=params, max_tokens=2)
+    for request in (running, large, small):
+        engine.add(request)
+    engine.step()
+    assert [engine.is_waiting(request) for request in (running, large, small)] == [False, True, True]
+    while running in engine:
+        assert engine.is_waiting(small)
+        engine.step()
+    engine.step()
+    assert not engine.is_waiting(large)
+
+
+def test_a_prompt_computed_token_by_token_uses_no_token_that_others_drew() -> None:
+    config = EngineConfig(max_batch=1, kv_tokens=8, block_size=2, prefill_tokens=1)
+    engine = Engine(HistoryModel(), VOCAB, config)
+    params = [SamplingParams(temperature=0.0)]
+    wanted = [Request(prompt=[0] * length, choices=params, max_tokens=1) for length in (1, 2, 3)]
+    for request, found in zip(wanted, run_engine(engine, wanted), strict=True):
+        assert found.tokens[0] == alone(request, 0)

@@ -5,7 +5,7 @@ import pytest
 from attention_append_cases import Case, angles_of
 from attention_cases import EVERY_CACHE, Heads, bits, row_dtype, torch
 from attention_faults import BAD, BAD_BLOCK, BAD_LENGTH, OK, set_block, set_length
-from device_arrays import append_on
+from device_arrays import append_on, moved
 
 import tokenstep as ts
 
@@ -89,21 +89,24 @@ def test_decoding_rows_need_no_query_start(device):
     assert_equal(got, appended("bfloat16", status=statuses[1], **how))
 
 
-def test_rows_that_are_not_aligned_are_read_one_by_one(device):
-    """New rows and q at odd offsets, as a slice of something else has them."""
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16/int8"])
+def test_rows_that_are_not_aligned_are_read_one_by_one(device, dtype, first):
+    """New rows and q as a slice of something wider: at odd strides, and from an odd element on."""
 
-    def odd(dtype, call):
+    def odd(call):
         case = Case(dtype, lengths=[(20, 3), (5, 1)])
         kind = getattr(torch, row_dtype(dtype))
         q = case.batch.arguments["q"]
         wide = torch.zeros(*q.shape[:2], 83, dtype=kind)
-        wide[..., 3:] = torch.as_tensor(q)
-        case.array = lambda x: torch.nn.functional.pad(torch.from_numpy(x), (1, 2)).to(kind)[..., 1:81]
-        case.append(call, q=wide[..., 3:], rope=case.rope(angles_of(80, 80)))
+        part = (..., slice(first, first + 80))
+        wide[part] = torch.as_tensor(q)
+        pad = (first, 3 - first)
+        case.array = lambda x: torch.nn.functional.pad(torch.from_numpy(x), pad).to(kind)[part]
+        case.append(call, q=wide[part], rope=case.rope(angles_of(80, 80)))
         return [*case.caches(), bits(wide), None]
 
-    for dtype in ("bfloat16", "bfloat16/int8"):
-        assert_equal(odd(dtype, append_on(device)), odd(dtype, ts.append_kv))
+    assert_equal(odd(append_on(device)), odd(ts.append_kv))
 
 
 # ---- bad sequences ---------------------------------------------------------------------------------------
@@ -177,6 +180,13 @@ def test_without_a_status_a_bad_sequence_is_passed_over(device):
     got = appended("float32", append_on(device), change=change)[:3]
     want = appended("float32", change=change, status=np.zeros(len(LENGTHS), np.int32))[:3]
     assert_equal([*got, None], [*want, None])
+
+
+def test_attention_refuses_a_quantised_cache_that_it_cannot_read(device):
+    case = Case("bfloat16/int8", lengths=[(20, 1)])
+    arguments = {n: moved(device, a) for n, a in case.batch.arguments.items()}
+    with device.active(), pytest.raises(TypeError, match=r"k_cache has dtype int8, expected bfloat16 like q"):
+        ts.paged_attention(**arguments)
 
 
 def test_no_rows_and_no_sequences(device):

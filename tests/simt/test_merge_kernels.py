@@ -45,11 +45,16 @@ def test_parts_without_keys_are_not_even_read(device, dtype):
 
 def test_inputs_may_have_any_strides_outside_the_last_axis(device):
     outs, lses = random_parts("float32", (4, 6, 3, 16))
-    for pad in (4, 5):  # rows that begin at multiples of 16 bytes, and rows that do not
-        wide = np.full((6, 3, 4, 16 + pad), np.nan, np.float32)
-        wide[..., pad:] = outs.transpose(1, 2, 0, 3)
-        turned = np.ascontiguousarray(lses.T).T
-        assert_as_on_the_cpu(device, keep_strides(wide[..., pad:].transpose(2, 0, 1, 3), "float32"), turned)
+    turned = np.ascontiguousarray(lses.T).T
+    for first, width in (
+        (4, 20),
+        (5, 24),
+        (0, 21),
+    ):  # aligned to 16 bytes, and not: their begin, their strides
+        wide = np.full((6, 3, 4, width), np.nan, np.float32)
+        part = wide[..., first : first + 16]
+        part[:] = outs.transpose(1, 2, 0, 3)
+        assert_as_on_the_cpu(device, keep_strides(part.transpose(2, 0, 1, 3), "float32"), turned)
 
 
 def test_lses_that_are_no_numbers_make_their_rows_none(device):
