@@ -25,7 +25,7 @@ struct AppendParams {
   bool q_aligned, k_aligned, v_aligned, k_cache_aligned, v_cache_aligned;
 };
 
-// Of one sequence. `block` is that of its first new row.
+// Of one sequence.
 struct NewRows {
   int64_t first_row = 0, first_position = 0;
   int count = 0;  // 0: nothing to append, or not to be appended

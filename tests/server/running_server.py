@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,12 +24,14 @@ LISTENING = re.compile(r"listening on (http://\S+)")
 class RunningServer:
     """One server; its log is in `lines` as it comes."""
 
-    def __init__(self, *options: str, command: list[str] = SERVE) -> None:
+    def __init__(
+        self, *options: str, command: list[str] = SERVE, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self.process = subprocess.Popen(
             [*command, "--port", "0", *options],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         self.lines: list[str] = []
         self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -100,10 +102,13 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    *options: str, command: list[str] = SERVE, until_ready: bool = True
+    *options: str,
+    command: list[str] = SERVE,
+    until_ready: bool = True,
+    environment: Mapping[str, str] = os.environ,
 ) -> Iterator[RunningServer]:
     """A server that is ready; killed at the end if the test hasn't stopped it."""
-    server = RunningServer(*options, command=command)
+    server = RunningServer(*options, command=command, environment=environment)
     try:
         yield server.wait_until_ready() if until_ready else server
     finally:

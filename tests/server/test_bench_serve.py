@@ -15,6 +15,7 @@ from tokenstep.cli.main import main
 LOAD = {"concurrencies": [1, 4], "prompt_tokens": 8, "seconds": 0.6, "rounds": 1, "progress": lambda _: None}
 
 
+@pytest.mark.slow
 def test_a_server_is_measured_at_each_concurrency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "TOKEN_IDS", range(1, 200))
     with running_server("--step-seconds", "0.01", command=SCRIPTED) as server:

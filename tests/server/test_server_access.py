@@ -201,7 +201,7 @@ class TestMetrics:
 
     def test_tokens_and_times_are_counted(self) -> None:
         served = serve_model()
-        request(served, "POST", COMPLETIONS, body(prompt=[1, 2, 3], n=2, temperature=1))
+        request(served, "POST", COMPLETIONS, body(prompt=[1, 2, 3], n=2, temperature=1, ignore_eos=True))
         found = self.read(served)
         assert found["tokenstep_generated_tokens_total"] == 24
         assert found["tokenstep_prompt_tokens_total"] == 3

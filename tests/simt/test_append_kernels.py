@@ -5,7 +5,7 @@ import pytest
 from attention_append_cases import Case, angles_of
 from attention_cases import EVERY_CACHE, Heads, bits, row_dtype, torch
 from attention_faults import BAD, BAD_BLOCK, BAD_LENGTH, OK, set_block, set_length
-from device_arrays import append_on
+from device_arrays import append_on, moved
 
 import tokenstep as ts
 
@@ -180,6 +180,13 @@ def test_without_a_status_a_bad_sequence_is_passed_over(device):
     got = appended("float32", append_on(device), change=change)[:3]
     want = appended("float32", change=change, status=np.zeros(len(LENGTHS), np.int32))[:3]
     assert_equal([*got, None], [*want, None])
+
+
+def test_attention_refuses_a_quantised_cache_that_it_cannot_read(device):
+    case = Case("bfloat16/int8", lengths=[(20, 1)])
+    arguments = {n: moved(device, a) for n, a in case.batch.arguments.items()}
+    with device.active(), pytest.raises(TypeError, match=r"k_cache has dtype int8, expected bfloat16 like q"):
+        ts.paged_attention(**arguments)
 
 
 def test_no_rows_and_no_sequences(device):
