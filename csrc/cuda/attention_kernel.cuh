@@ -214,7 +214,7 @@ class AttentionBlock {
       }
       __syncthreads();
     }
-    merge.leave_part(merge.part(number));
+    merge.leave_part(merge.part(merge.slot_of(number)));
     __syncthreads();
     uint32_t& shared = Shared::fixed().arrival;
     if (threadIdx.x == 0) {

@@ -85,11 +85,16 @@ class AttentionMerge {
     for_each_output([&](int row, int column) { part[row * kHeadDim + column] = joined_output(row, column); });
   }
 
-  __device__ __forceinline__ float* part(unsigned long long number) const {
-    return params_.parts + slot_of(number) * int64_t{kPartFloats};
+  __device__ __forceinline__ float* part(int slot) const {
+    return params_.parts + slot * int64_t{kPartFloats};
   }
   __device__ __forceinline__ int slot_of(unsigned long long number) const {
     return static_cast<int>(number % static_cast<unsigned>(params_.num_slots));
+  }
+  // Lanes of a tile have consecutive numbers; `first_slot` is that of the first.
+  __device__ __forceinline__ int slot_of_lane(int first_slot, int lane) const {
+    const int slot = first_slot + lane;
+    return slot < params_.num_slots ? slot : slot - params_.num_slots;
   }
   // Until what was in the slot before has been merged. By one thread.
   __device__ __forceinline__ void wait_for_slot(unsigned long long number) const {
@@ -102,6 +107,10 @@ class AttentionMerge {
     const AttentionItem& item = rows_.item;
     float* const numbers =
         reinterpret_cast<float*>(Shared::rings());  // [lane][max or keep, sum or take][row]
+    const int first_slot = slot_of(item.first_part);
+    const auto part_in_order = [&](int index) {
+      return part(slot_of_lane(first_slot, lane_in_order(item, index)));
+    };
     __syncthreads();
     for (int i = thread_; i < item.num_lanes * 2 * kTileRows; i += kThreads) {
       const int lane = i / (2 * kTileRows), row = i % kTileRows;
@@ -179,10 +188,6 @@ class AttentionMerge {
       const int row = i / kHeadDim, column = i % kHeadDim;
       if (column < params_.op.batch.head_dim) f(row, column);
     }
-  }
-
-  __device__ __forceinline__ const float* part_in_order(int index) const {
-    return part(rows_.item.first_part + static_cast<unsigned>(lane_in_order(rows_.item, index)));
   }
 
   // Sink and lse; the factors of the row's outputs are left in the totals.

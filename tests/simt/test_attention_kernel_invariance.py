@@ -107,6 +107,21 @@ def test_each_query_of_a_prefill_as_if_it_were_decoded(device, dtype, heads, opt
         assert_equal(got, (out[first:end], lse[first:end]), f"queries {first} to {end}")
 
 
+@pytest.mark.parametrize(
+    "length",
+    [128 * 127 + 300, *(pytest.param(n, marks=pytest.mark.slow) for n in (128 * 128, 128 * 129 + 5))],
+)
+def test_each_query_around_the_last_lane_as_if_it_were_decoded(device, length):
+    """Chunks 127 and 128 are the last lane and the first: their order must not depend on the tile."""
+    heads = Heads(1, 1, 136)
+    (sequence,) = sequences_of("bfloat16", heads, [(length, 140)])
+    ((out, lse),) = run(device, [sequence], "bfloat16", heads, "all")  # 9 tiles: one block takes all lanes
+    pieces = [(0, 1), (20, 28), (139, 140)]
+    alone = run(device, [sequence.last(*piece) for piece in pieces], "bfloat16", heads, "all")
+    for (first, end), got in zip(pieces, alone, strict=True):
+        assert_equal(got, (out[first:end], lse[first:end]), f"queries {first} to {end}")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_comes_after_a_query_cannot_harm_it(device, dtype, value):
