@@ -5,16 +5,37 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from history_model import VOCAB, Generated, HistoryModel, alone, choices, run_engine
+from history_model import (
+    VOCAB,
+    Generated,
+    HistoryModel,
+    alone,
+    choices,
+    hash_tokens,
+    logits_after,
+    run_engine,
+)
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tokenstep.engine import Engine, EngineConfig, Request
+from tokenstep.engine.policy import TokenBudget
 from tokenstep.sampling import SamplingParams
 
 PREFIXES = [[], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
 BLOCK_SIZE = 3
+
+
+def prompt_scores(request: Request) -> list[float]:
+    """By the definition; [] if nobody asked."""
+    if request.prompt_logprobs is None:
+        return []
+    prompt = request.prompt
+    return [
+        float(logits_after(hash_tokens(prompt[:i]))[:VOCAB].double().log_softmax(-1)[prompt[i]])
+        for i in range(1, len(prompt))
+    ]
 
 
 class Life(RuleBasedStateMachine):
@@ -153,7 +174,7 @@ class Life(RuleBasedStateMachine):
                 assert choice in found.finish
         if not (request in self.cancelled or found.failure):
             assert found.prompt_logprobs is not None
-            assert len(found.prompt_logprobs) == (len(request.prompt) - 1 if request.prompt_logprobs else 0)
+            assert found.prompt_logprobs == pytest.approx(prompt_scores(request), abs=1e-4)
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
@@ -237,3 +258,30 @@ def test_a_prompt_computed_token_by_token_uses_no_token_that_others_drew() -> No
     wanted = [Request(prompt=[0] * length, choices=params, max_tokens=1) for length in (1, 2, 3)]
     for request, found in zip(wanted, run_engine(engine, wanted), strict=True):
         assert found.tokens[0] == alone(request, 0)
+
+
+def test_a_scored_prompt_that_is_computed_again_goes_on_with_its_scores() -> None:
+    engine = Engine(HistoryModel(), VOCAB, EngineConfig(kv_tokens=64, block_size=4, prefill_tokens=5))
+    params = [SamplingParams(temperature=0.0)]
+    request = Request(prompt=list(range(14)), choices=params, max_tokens=1, prompt_logprobs=0)
+    engine.add(request)
+    engine.step()
+    engine.recover(RuntimeError())
+    engine.scheduler._budget = TokenBudget(3, 3)  # the pieces are cut elsewhere now
+    found = Generated()
+    while engine.has_work:
+        for output in engine.step():
+            found.take(output)
+    assert found.prompt_logprobs == pytest.approx(prompt_scores(request), abs=1e-4)
+
+
+def test_the_latest_arrival_gives_up_its_blocks() -> None:
+    engine = Engine(HistoryModel(), VOCAB, EngineConfig(max_batch=4, kv_tokens=32, block_size=4))
+    params = [SamplingParams(temperature=1.0, seed=3)]
+    first, second = (Request(prompt=[i] * 8, choices=params, max_tokens=20) for i in (1, 2))
+    engine.add(first)
+    engine.add(second)
+    while not engine.counters.preemptions:
+        engine.step()
+    assert [choice.state.request for choice in engine.scheduler.running] == [first]
+    assert [choice.state.request for choice in engine.scheduler.waiting] == [second]

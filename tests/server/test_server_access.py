@@ -55,6 +55,13 @@ class TestKeys:
     def test_what_operators_and_browsers_look_at_is_open(self, path: str) -> None:
         assert request(serve_model(api_keys=KEYS), "GET", path).status == 200
 
+    @pytest.mark.parametrize("prefix", ["", "/llm"])
+    def test_a_proxy_may_leave_its_prefix_in_front_or_not(self, prefix: str) -> None:
+        served = serve_model(api_keys=KEYS, root_path="/llm")
+        assert request(served, "GET", f"{prefix}/health").status == 200
+        assert request(served, "GET", f"{prefix}/v1/models").status == 401
+        assert request(served, "GET", f"{prefix}/v1/models", authorization="Bearer first-key").status == 200
+
     def test_metrics_can_be_protected(self) -> None:
         served = serve_model(api_keys=KEYS, protect_metrics=True)
         assert request(served, "GET", "/metrics").status == 401

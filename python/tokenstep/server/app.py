@@ -39,7 +39,6 @@ def create_app(state: ServerState) -> FastAPI:
         title="tokenstep",
         version=__version__,
         description=DESCRIPTION,
-        root_path=config.root_path,
         redirect_slashes=False,
         separate_input_output_schemas=False,
         redoc_url=None,

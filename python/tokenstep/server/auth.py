@@ -47,7 +47,7 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        if scope["type"] == "http" and self._digests and scope["path"] not in self._public:
+        if scope["type"] == "http" and self._digests and route_path(scope) not in self._public:
             self._check(scope)
         await self._app(scope, receive, send)
 
@@ -63,6 +63,13 @@ class KeyMiddleware:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def route_path(scope: Scope) -> str:
+    """The path as routes have it: without the prefix that a proxy may leave in front."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
+    return path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path
 
 
 def _digest(key: bytes) -> bytes:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenstep.completions.schema import Usage
-from tokenstep.server.auth import PUBLIC_PATHS
+from tokenstep.server.auth import PUBLIC_PATHS, route_path
 from tokenstep.server.errors import CLIENT_CLOSED, ClientDisconnected, as_api_error, internal_error
 from tokenstep.server.state import ServerState
 
@@ -63,8 +63,9 @@ class ContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["root_path"] = scope.get("root_path") or self._state.config.root_path
         context = scope[SCOPE_KEY] = RequestContext(_request_id(scope))
-        counted = scope["path"] not in PUBLIC_PATHS
+        counted = route_path(scope) not in PUBLIC_PATHS
         self._state.in_flight += counted
         try:
             await self._answer(scope, receive, send, context)
