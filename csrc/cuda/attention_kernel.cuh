@@ -230,11 +230,11 @@ class AttentionBlock {
   }
 
   // The slots are free, and nobody has arrived: for the next tile that has them, and for the next launch.
+  // Whoever arrives there next waits for the first slot, which thread 0 gives back after its arrivals.
   __device__ __forceinline__ void give_back_slots(const AttentionItem& item, const Merge& merge) const {
-    __syncthreads();
     if (threadIdx.x == 0) params_.arrivals[merge.slot_of(item.first_part)] = 0;
     if (!reuses_slots_) return;
-    __syncthreads();
+    __syncthreads();  // all parts have been read
     for (int lane = static_cast<int>(threadIdx.x); lane < item.num_lanes; lane += kThreads) {
       const unsigned long long number = item.first_part + static_cast<unsigned>(lane);
       const auto uses = static_cast<uint32_t>(number / static_cast<unsigned>(params_.num_slots));

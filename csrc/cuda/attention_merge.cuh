@@ -111,7 +111,6 @@ class AttentionMerge {
     const auto part_in_order = [&](int index) {
       return part(slot_of_lane(first_slot, lane_in_order(item, index)));
     };
-    __syncthreads();
     for (int i = thread_; i < item.num_lanes * 2 * kTileRows; i += kThreads) {
       const int lane = i / (2 * kTileRows), row = i % kTileRows;
       if (row < rows_.count)

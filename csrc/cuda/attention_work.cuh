@@ -43,7 +43,6 @@ class AttentionWork {
       took_one_ = true;
       number = blockIdx.x;
     } else {
-      __syncthreads();
       if (threadIdx.x == 0) {
         fixed_.claimed = claimed_;
         claimed_ =
@@ -57,7 +56,6 @@ class AttentionWork {
       items_before_ += num_items();
       parts_before_ += num_parts();
       first_entry_ += Shared::kThreads;
-      __syncthreads();
       scan();
     }
     describe(static_cast<int>(number - items_before_));
@@ -70,9 +68,8 @@ class AttentionWork {
   // After the last item: the last block to leave puts the counters back to zero.
   __device__ __forceinline__ void finish() {
     if (fits_one_wave_) return;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();  // what the block did is known before it counts as finished
+    if (threadIdx.x == 0) {  // all are done with the last item: they have met in next()
+      __threadfence();       // what the block did is known before it counts as finished
       fixed_.arrival = atomicAdd(&params_.counters->num_finished, 1u);
       __threadfence();
     }
