@@ -53,7 +53,8 @@ export PYTHONPATH="$PWD/$site${PYTHONPATH:+:$PYTHONPATH}"
 run info 10 "$python" -m tokenstep.cli.main info
 
 # ---- tests on the device --------------------------------------------------------------------------------------------
-# The package of this build, not the one beside the sources: tests find it on PYTHONPATH.
+# The package of this build, not the one beside the sources: tests find it on PYTHONPATH. Longer ones, 100,000 rows of the
+# sampler among them, are for a call of their own: pytest -m "cuda and slow" tests/cuda tests/simt.
 tests=("$python" -m pytest -q -p no:cacheprovider -m "cuda and not slow")
 run tests 75 "${tests[@]}" tests/cuda tests/simt/test_sample*.py
 run tests-attention 50 "${tests[@]}" tests/simt/test_a*.py tests/simt/test_merge*.py
