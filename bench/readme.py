@@ -41,6 +41,7 @@ def table() -> str:
             f"| {case['model']}, batch {case['batch']} | {times[OURS]:,.0f} "
             f"| {100 * times[FLOOR] / times[OURS]:.0f} | {times['torch'] / times[OURS]:.1f} |"
         )
+    lines += ["", *_serve_table(Report.load(RESULTS / "serve.json"))]
     m = sample.machine
     lines += [
         "",
@@ -48,6 +49,26 @@ def table() -> str:
         f"{m['date']}, commit {m['commit']}; peers, floor and tokenstep in turn in the same run.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _serve_table(serve: Report) -> list[str]:
+    """Servers beside one another, a row for each number of clients."""
+    peers = [name for name in serve.settings["models"] if name != OURS]
+    shown = [OURS, *peers]
+    lines = [
+        f"| serve: SmolLM2-135M in bfloat16, {serve.settings['prompt_tokens']} prompt and "
+        f"{serve.settings['output_tokens']} output tokens | "
+        + " | ".join(f"{name}, tok/s | first token, ms" for name in shown)
+        + " |",
+        "|---" * (1 + 2 * len(shown)) + "|",
+    ]
+    for clients in sorted({row["concurrency"] for row in serve.rows}):
+        found = {row["impl"]: row for row in serve.rows if row["concurrency"] == clients}
+        numbers = [
+            f"{found[name]['tokens_per_s']:.0f} | {found[name]['ttft_median_ms']:,.0f}" for name in shown
+        ]
+        lines.append(f"| {clients} client{'s' * (clients > 1)} | " + " | ".join(numbers) + " |")
+    return lines
 
 
 def _cases(report: Report, **wanted: Any) -> list[tuple[dict[str, Any], dict[str, float]]]:
