@@ -1,5 +1,6 @@
 // Right kernels, one for each thing that the emulator does; test_kernels.py knows what each must give.
 #pragma once
+#include "cuda/element.cuh"
 #include "cuda/warp.cuh"
 
 namespace tokenstep::cuda {
@@ -255,18 +256,6 @@ __global__ void matmul(const uint4* a, const uint4* b, float* c) {
 }
 
 // ---- 16-bit floats ----------------------------------------------------------------------------------------
-__device__ __forceinline__ float widen(__half h) { return __half2float(h); }
-__device__ __forceinline__ float widen(__nv_bfloat16 h) { return __bfloat162float(h); }
-template <class Half>
-__device__ __forceinline__ Half narrow(float x);
-template <>
-__device__ __forceinline__ __half narrow<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
 template <class Half>
 __device__ __forceinline__ uint16_t bits_of_half(Half h) {
   uint16_t bits;

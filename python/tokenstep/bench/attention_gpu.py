@@ -12,12 +12,10 @@ from itertools import cycle
 from typing import Any
 
 import tokenstep as ts
-from tokenstep import _native
 from tokenstep.bench.attention import cases, dense_attention
 from tokenstep.bench.attention_inputs import COLD_BYTES, HEADS, Inputs
-from tokenstep.bench.gpu_timer import measure_floors, time_on_gpu
-from tokenstep.bench.report import FLOOR, OURS, Report
-from tokenstep.bench.timer import Timing
+from tokenstep.bench.gpu_report import GpuBench
+from tokenstep.bench.report import OURS, Report
 
 FLASHINFER_WORKSPACE_BYTES = 128 << 20
 
@@ -40,38 +38,16 @@ def run(
     Raises:
         RuntimeError: there is no GPU, or no CUDA module.
     """
-    if (reason := _native.cuda_unusable_because()) is not None:
-        raise RuntimeError(f"tokenstep bench: {reason}")
-    import torch
-
-    empty_us, bytes_per_us = measure_floors(budget_s)
-    report = Report(
-        "attention",
-        {
-            "cold_bytes": COLD_BYTES,
-            "device": torch.cuda.get_device_name(),
-            "empty_launch_us": round(empty_us, 2),
-            "copy_gb_per_s": round(bytes_per_us / 1e3, 1),
-            "timed_with_launches": [],
-            "refused": {},
-        },
-    )
+    bench = GpuBench("attention", {"cold_bytes": COLD_BYTES, "refused": {}}, budget_s)
     for case, inputs in cases(
         "cuda", models or list(HEADS), batches, contexts, lengths, block_sizes, dtypes, cache_dtypes
     ):
         progress(f"attention on the GPU: {', '.join(f'{name} {value}' for name, value in case.items())}")
         functions, refused = usable(implementations(inputs, peers))
-        report.settings["refused"] |= {f"{name}: {case['model']}": why for name, why in refused.items()}
-        if OURS not in functions:
-            continue
-        floor = empty_us + inputs.moved_bytes / bytes_per_us
-        report.add(case | {"impl": FLOOR}, Timing(floor, floor, 1))
-        times, uncaptured = time_on_gpu(functions, budget_s=budget_s)
-        for impl, timing in times.items():
-            report.add(case | {"impl": impl}, timing)
-        kept = report.settings["timed_with_launches"]
-        kept.extend(name for name in uncaptured if name not in kept)
-    return report
+        bench.report.settings["refused"] |= {f"{name}: {case['model']}": why for name, why in refused.items()}
+        if OURS in functions:
+            bench.measure(case, inputs.moved_bytes, functions)
+    return bench.report
 
 
 def usable(

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
-from tokenstep import _native
-from tokenstep.bench.gpu_timer import measure_floors, time_on_gpu
+from tokenstep.bench.gpu_report import GpuBench
 from tokenstep.bench.report import Report
 from tokenstep.bench.sample import COLD_BYTES, HISTORY, MODES, Mode, cold_batches, prepared_sampler
-from tokenstep.bench.timer import Timing
 
 
 def run(
@@ -31,38 +29,20 @@ def run(
     Raises:
         RuntimeError: there is no GPU, or no CUDA module.
     """
-    if (reason := _native.cuda_unusable_because()) is not None:
-        raise RuntimeError(f"tokenstep bench: {reason}")
+    bench = GpuBench(
+        "sample", {"vocab_size": vocab_size, "cold_bytes": COLD_BYTES, "history": HISTORY}, budget_s
+    )
     import torch
 
-    empty_us, bytes_per_us = measure_floors(budget_s)
-    report = Report(
-        "sample",
-        {
-            "vocab_size": vocab_size,
-            "cold_bytes": COLD_BYTES,
-            "history": HISTORY,
-            "device": torch.cuda.get_device_name(),
-            "empty_launch_us": round(empty_us, 2),
-            "copy_gb_per_s": round(bytes_per_us / 1e3, 1),
-            "timed_with_launches": [],
-        },
-    )
     for dtype in dtypes:
         for batch in batches:
-            progress(f"sample on {report.settings['device']}: {dtype}, batch {batch}")
+            progress(f"sample on {bench.report.settings['device']}: {dtype}, batch {batch}")
             logits = cold_batches(batch, vocab_size, getattr(torch, dtype), "cuda")
             size = logits[0].numel() * logits[0].element_size()
-            floor = empty_us + size / bytes_per_us
             for mode in MODES:
                 case = {"mode": mode.name, "dtype": dtype, "batch": batch}
-                report.add(case | {"impl": "floor"}, Timing(floor, floor, 1))
-                times, uncaptured = time_on_gpu(_functions(mode, logits, peers), budget_s=budget_s)
-                for impl, timing in times.items():
-                    report.add(case | {"impl": impl}, timing)
-                kept = report.settings["timed_with_launches"]
-                kept.extend(name for name in uncaptured if name not in kept)
-    return report
+                bench.measure(case, size, _functions(mode, logits, peers))
+    return bench.report
 
 
 def _functions(mode: Mode, logits: list[Any], peers: list[str]) -> dict[str, Callable[[], object]]:
