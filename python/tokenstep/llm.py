@@ -13,6 +13,9 @@ import torch
 
 from tokenstep import _native
 from tokenstep._version import __version__
+from tokenstep.completions.chat import chat, render_chat, stream_chat
+from tokenstep.completions.chat_schema import ChatCompletion, ChatCompletionChunk, ChatRequest
+from tokenstep.completions.fields import GenerationRequest
 from tokenstep.completions.schema import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -23,6 +26,7 @@ from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
 from tokenstep.models import LoadedModel, load
 
+Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 
@@ -98,6 +102,7 @@ class LLM:
             default_seed=seed,
             default_max_tokens=default_max_tokens,
             aliases=frozenset(aliases),
+            chat_template=loaded.chat_template,
         )
 
     @property
@@ -146,6 +151,62 @@ class LLM:
         service = self.service
         request = CompletionRequest.parse({"prompt": _as_lists(prompt), "stream": stream, **params})
         return service.stream(request) if request.stream else service.complete(request)
+
+    @overload
+    def chat(self, messages: Messages, *, stream: Literal[False] = ..., **params: Any) -> ChatCompletion: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: Literal[True], **params: Any
+    ) -> Generator[ChatCompletionChunk]: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: bool, **params: Any
+    ) -> ChatCompletion | Generator[ChatCompletionChunk]: ...
+
+    def chat(
+        self, messages: Messages, *, stream: bool = False, **params: Any
+    ) -> ChatCompletion | Generator[ChatCompletionChunk]:
+        """Continues a conversation, written as the model's chat template wants it.
+
+        Args:
+            messages: mappings with `role` and `content`, the oldest first.
+            stream: gives chunks as the text is generated.
+            **params: any field of `ChatRequest`, such as max_tokens, temperature, stop or logprobs.
+
+        Returns:
+            The response; with `stream` an iterator of its chunks. Closing or dropping that ends the request.
+
+        Raises:
+            RequestError: a parameter is wrong, or the template refuses the messages.
+            TypeError: there is no such parameter.
+            GenerationError: the tokens can't be computed.
+            QueueFull: too much is waiting (never without max_waiting and max_waiting_tokens).
+        """
+        _refuse_unknown("chat", params, ChatRequest)
+        service = self.service
+        request = ChatRequest.parse({"messages": messages, "stream": stream, **params})
+        return stream_chat(service, request) if request.stream else chat(service, request)
+
+    def apply_chat_template(
+        self, messages: Messages, *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt that `chat` completes.
+
+        Args:
+            messages: mappings with `role` and `content`, the oldest first.
+            add_generation_prompt: let the template begin the assistant's message.
+            **variables: for the template.
+
+        Raises RequestError for a model without a template, or if that refuses the messages.
+        """
+        return render_chat(
+            self.service.limits,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
 
     def generate(
         self, prompts: Sequence[Prompt], params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
@@ -254,8 +315,10 @@ def choose_device(device: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def _refuse_unknown(method: str, params: Mapping[str, Any]) -> None:
-    if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
+def _refuse_unknown(
+    method: str, params: Mapping[str, Any], schema: type[GenerationRequest] = CompletionRequest
+) -> None:
+    if unknown := sorted(params.keys() - schema.model_fields.keys()):
         raise TypeError(f"tokenstep.LLM.{method}: unknown parameter {unknown[0]!r}")
 
 

@@ -25,6 +25,7 @@ from tokenstep.completions.schema import (
     Usage,
 )
 from tokenstep.engine import FailureOutput, Output, PromptOutput, Request
+from tokenstep.models.chat_template import ChatTemplate
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.sampling import SamplingParams
 
@@ -43,6 +44,7 @@ class Limits:
         default_seed: for requests without a seed; None: fresh entropy for each.
         default_max_tokens: for requests without max_tokens; cut to what the context has room for.
         aliases: other names by which requests may call the model.
+        chat_template: how the model wants conversations written; None: not at all.
     """
 
     tokenizer: Tokenizer
@@ -54,6 +56,7 @@ class Limits:
     default_seed: int | None = None
     default_max_tokens: int = DEFAULT_MAX_TOKENS
     aliases: frozenset[str] = frozenset()
+    chat_template: ChatTemplate | None = None
 
 
 @dataclass(frozen=True, slots=True)
