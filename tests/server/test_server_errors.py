@@ -52,7 +52,7 @@ def error_of(reply: Reply) -> ErrorBody:
         ({"stream_options": {}}, "stream_options", "only allowed with stream"),
         ({"logprobs": 21}, "logprobs", "logprobs = 21"),
         ({"seed": 2**63}, "seed", "64-bit"),
-        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"suffix": "x"}, "suffix", "can't fill in the middle"),
         ({"model": None}, "model", "model is required"),
     ],
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tokenstep.completions.choice import ChoiceBuilder, Piece
 from tokenstep.completions.errors import RequestError
+from tokenstep.completions.fill_in import FillIn
 from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs, prompt_entries
 from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
 from tokenstep.completions.schema import (
@@ -94,7 +95,8 @@ class CompletionRun:
         self.failure: FailureOutput | None = None
         self.choices_per_prompt = request.best_of or request.n
         self._all_equal = request.temperature == 0  # then one computed choice serves as all of them
-        self.prompts = encode_prompts(request, limits.tokenizer, limits.vocab_size)
+        self._fill_in = None if request.suffix is None else FillIn(limits.tokenizer)
+        self.prompts = encode_prompts(request, limits.tokenizer, limits.vocab_size, self._fill_in)
         self._ranks = (request.best_of or 1) > 1 and not request.stream
         self._stop_reasons = self._find_stop_reasons()
         self._seed = self._choose_seed()
@@ -228,6 +230,7 @@ class CompletionRun:
         reasons: dict[int, str | int | None] = {}
         if not request.ignore_eos:
             reasons.update(dict.fromkeys(tokenizer.eos_token_ids))
+            reasons.update(dict.fromkeys(self._fill_in.end_ids if self._fill_in else ()))
         reasons.update({token: token for token in request.stop_token_ids})
         for stop in request.stop:
             token = tokenizer.token_to_id(stop)

@@ -108,6 +108,8 @@ class TemplateSandbox:
             env={"PYTHONPATH": os.pathsep.join(paths), **_inherited()},
             start_new_session=True,  # an interrupt of the terminal is for the parent
         )
+        assert self._worker.stdout is not None
+        self._worker.stdout.readline()  # it has imported what it needs, or has ended: the next write fails
         return self._worker
 
     def _end(self) -> None:

@@ -99,8 +99,9 @@ def answer(template: str, variables: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers until stdin ends."""
+    """Says that it is ready, then answers until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    print("{}", flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(**json.loads(line))), flush=True)
 

@@ -45,7 +45,7 @@ __all__ = [
     "request_error",
 ]
 
-UNSUPPORTED = ("suffix", "peft")  # fields that are refused for now
+UNSUPPORTED = ("peft",)  # fields that are refused for now
 
 
 def _check_prompt(value: object) -> object:
@@ -77,7 +77,7 @@ class CompletionRequest(GenerationRequest):
         description="report log probabilities, with so many of the most likely tokens",
     )
     loglikelihood: bool = Field(False, description="report log probabilities of the prompt's tokens")
-    suffix: str | None = Field(None, description="text that follows: fill in the middle (not supported yet)")
+    suffix: str | None = Field(None, description="what follows the text: fill in the middle")
     add_special_tokens: bool = Field(True, description="put the model's begin token before a text prompt")
 
     @model_validator(mode="after")

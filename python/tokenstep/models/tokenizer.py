@@ -109,6 +109,11 @@ class Tokenizer:
         return found
 
     @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What `encode` puts before a text."""
+        return tuple(self._prefix)
+
+    @property
     def adds_bos_token(self) -> bool:
         """Whether `encode` puts the begin token before a text."""
         return self.bos_token_id in self._prefix
