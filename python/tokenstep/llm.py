@@ -24,7 +24,7 @@ from tokenstep.completions.schema import (
 )
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
-from tokenstep.models import LoadedModel, load
+from tokenstep.models import LoadedModel, load, load_adapter
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
@@ -265,6 +265,36 @@ class LLM:
         prompts = [_as_lists(text) for text in texts]
         scores = self.service.score(CompletionRequest.parse({**fields, "prompt": prompts}))
         return [np.array(values, dtype=np.float32) for values in scores]
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Lets requests name a LoRA adapter by `peft`; those in flight are not touched.
+
+        Args:
+            name: what requests call it.
+            path: a folder in PEFT's format.
+
+        Raises:
+            ModelNotFound: there is no adapter.
+            ModelFileError: a file is damaged, incomplete or doesn't fit the model.
+            UnsupportedConfig: the adapter needs something that tokenstep doesn't have; the message names it.
+            ValueError: the name is empty, or another adapter has it.
+        """
+        adapters = self.service.adapters
+        if not name or name in adapters:
+            why = "another adapter has it" if name else "expected a name"
+            raise ValueError(f"tokenstep.LLM.add_adapter: name = {name!r}: {why}")
+        model = self.service.engine.runner.model
+        adapters[name] = load_adapter(path, model.config, model.dtype, model.device, model.batch_invariant)
+
+    def remove_adapter(self, name: str) -> None:
+        """Lets no more requests name it; those in flight go on. Raises ValueError if there is none."""
+        if self.service.adapters.pop(name, None) is None:
+            raise ValueError(f"tokenstep.LLM.remove_adapter: name = {name!r}: there is no such adapter")
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that requests may give as `peft`."""
+        return sorted(self.service.adapters)
 
     def close(self) -> None:
         """Frees the model and its cache, once no stream uses them. Closing twice does nothing."""

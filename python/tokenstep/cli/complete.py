@@ -23,7 +23,6 @@ from tokenstep.completions.chat_schema import (
 )
 from tokenstep.completions.errors import RequestError
 from tokenstep.completions.schema import (
-    UNSUPPORTED,
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -35,7 +34,13 @@ from tokenstep.threads import let_idle_threads_sleep
 if TYPE_CHECKING:
     from tokenstep.completions.service import CompletionService
 
-OWN_FIELDS = {"model", "prompt", "stream", "stream_options"}  # those that have no option made from the schema
+OWN_FIELDS = {
+    "model",
+    "prompt",
+    "stream",
+    "stream_options",
+    "peft",
+}  # those that have no option made from the schema
 MAX_BATCH = 32
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -56,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="what weights and cache are kept in (default: auto)",
     )
+    parser.add_argument("--peft", metavar="PATH", help="a LoRA adapter in PEFT's format to use")
     parser.add_argument(
         "--batch-invariant",
         action="store_true",
@@ -78,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
     group = parser.add_argument_group("fields of the request")
     for name, field in CompletionRequest.model_fields.items():
-        if name not in OWN_FIELDS and name not in UNSUPPORTED:
+        if name not in OWN_FIELDS:
             flags = ["--" + name.replace("_", "-")] + (["-" + name] if len(name) == 1 else [])
             given = field.default not in (None, [], {}, False)
             default = f" (default: {'yes' if field.default is True else field.default})" if given else ""
@@ -129,6 +135,7 @@ def _chat_request(args: argparse.Namespace, prompts: list[str], stream: bool) ->
 def _fields(args: argparse.Namespace, stream: bool) -> dict[str, Any]:
     """What the options say of the request, beside its prompt."""
     fields = {name: getattr(args, name, None) for name in CompletionRequest.model_fields.keys() - OWN_FIELDS}
+    fields["peft"] = args.peft
     return {**fields, "stream": stream, "stream_options": {"include_usage": True} if stream else None}
 
 
@@ -147,6 +154,8 @@ def _complete(request: CompletionRequest | ChatRequest, args: argparse.Namespace
             max_batch=max_batch,
             batch_invariant=args.batch_invariant,
         )
+        if args.peft is not None:
+            loaded.add_adapter(args.peft, args.peft)
     except ModelNotFound as error:
         raise CommandError(str(error)) from None
     with loaded as llm:

@@ -36,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what requests may call the model; responses use the first (default: the model's own name)",
     )
+    add(
+        "--peft",
+        action="append",
+        default=[],
+        type=_named_path,
+        metavar="NAME=PATH",
+        help="a LoRA adapter in PEFT's format, and what requests call it; may be repeated",
+    )
 
     network = parser.add_argument_group("network")
     add = network.add_argument
@@ -201,7 +209,16 @@ def _load(args: argparse.Namespace) -> CompletionService:
         name=names[0] if names else None,
         aliases=names[1:],
     )
+    for name, path in args.peft:
+        llm.add_adapter(name, path)
     return llm.service
+
+
+def _named_path(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not (name and path):
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=PATH")
+    return name, path
 
 
 def _count(text: str) -> int:

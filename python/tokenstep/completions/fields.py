@@ -125,7 +125,7 @@ class GenerationRequest(BaseModel):
     stop_token_ids: list[Int] = Field([], description="token ids that end the text")
     min_tokens: Int = Field(0, ge=0, description="nothing ends the text before so many tokens")
     ignore_eos: bool = Field(False, description="go on after the model's end token")
-    peft: str | None = Field(None, description="the adapter to use (not supported yet)")
+    peft: str | None = Field(None, description="the adapter to use, by its name")
     stream: bool = Field(False, description="send the text as it is generated")
     stream_options: StreamOptions | None = Field(None, description="what a stream carries beside the text")
     return_token_ids: bool = Field(False, description="report token ids of prompt and text")

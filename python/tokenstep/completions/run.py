@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tokenstep.completions.choice import ChoiceBuilder, Piece
 from tokenstep.completions.errors import RequestError
@@ -15,7 +15,6 @@ from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs
 from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
 from tokenstep.completions.schema import (
     DEFAULT_MAX_TOKENS,
-    UNSUPPORTED,
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -26,7 +25,9 @@ from tokenstep.completions.schema import (
     Usage,
 )
 from tokenstep.engine import FailureOutput, Output, PromptOutput, Request
+from tokenstep.models import LoraAdapter
 from tokenstep.models.chat_template import ChatTemplate
+from tokenstep.models.fields import shown
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.sampling import SamplingParams
 
@@ -46,6 +47,7 @@ class Limits:
         default_max_tokens: for requests without max_tokens; cut to what the context has room for.
         aliases: other names by which requests may call the model.
         chat_template: how the model wants conversations written; None: not at all.
+        adapters: those that requests may name; may change while the model serves.
     """
 
     tokenizer: Tokenizer
@@ -58,6 +60,7 @@ class Limits:
     default_max_tokens: int = DEFAULT_MAX_TOKENS
     aliases: frozenset[str] = frozenset()
     chat_template: ChatTemplate | None = None
+    adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class CompletionRun:
     def __init__(self, request: CompletionRequest, limits: Limits) -> None:
         self._request = request
         self._limits = limits
+        # looked up once: it may be removed while the request goes on
+        self._adapter = None if request.peft is None else limits.adapters.get(request.peft)
         self._check(request)
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
@@ -153,7 +158,7 @@ class CompletionRun:
             id=self.id,
             created=self.created,
             model=self._limits.model_name,
-            system_fingerprint=self._limits.system_fingerprint,
+            system_fingerprint=self._system_fingerprint,
             choices=choices,
             usage=self._usage(self._num_generated),
             prompt=self._prompt_echo(),
@@ -198,19 +203,26 @@ class CompletionRun:
         self.ready.append(Update(index, piece, self._num_generated, not self._open_choices))
 
     @property
+    def _system_fingerprint(self) -> str:
+        suffix = "" if self._adapter is None else f"-peft-{self._adapter.id}"
+        return self._limits.system_fingerprint + suffix
+
+    @property
     def _stream_options(self) -> StreamOptions:
         return self._request.stream_options or StreamOptions()
 
     def _check(self, request: CompletionRequest) -> None:
         """What needs the model to be checked."""
-        for field in UNSUPPORTED:
-            if getattr(request, field) is not None:
-                raise RequestError(f"{field} is not supported yet", param=field)
         if request.model not in (None, self._limits.model_name, *self._limits.aliases):
             raise RequestError(
                 f"model = {request.model!r}, expected {self._limits.model_name!r}",
                 param="model",
                 code="model_not_found",
+            )
+        if request.peft is not None and self._adapter is None:
+            names = ", ".join(map(repr, sorted(self._limits.adapters))) or "none: no adapter is served"
+            raise RequestError(
+                f"peft = {shown(request.peft)}, expected {names}", param="peft", code="adapter_not_found"
             )
         size = self._limits.vocab_size
         for key in request.logit_bias:
@@ -273,6 +285,7 @@ class CompletionRun:
             end_ids=frozenset(self._stop_reasons),
             logprobs=logprobs,
             prompt_logprobs=(request.logprobs or 0) if scores_prompt else None,
+            adapter=self._adapter,
         )
 
     def _max_tokens(self, prompt: EncodedPrompt) -> int:
@@ -337,7 +350,7 @@ class CompletionRun:
             id=self.id,
             created=self.created,
             model=self._limits.model_name,
-            system_fingerprint=self._limits.system_fingerprint,
+            system_fingerprint=self._system_fingerprint,
             choices=choices,
         )
 

@@ -98,7 +98,7 @@ class TemplateSandbox:
         if importlib.util.find_spec("jinja2") is None:
             raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
         paths = [path for path in sys.path if path]
-        self._worker = subprocess.Popen(
+        worker = subprocess.Popen(
             [sys.executable, "-P", "-S", "-X", "utf8", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -108,9 +108,10 @@ class TemplateSandbox:
             env={"PYTHONPATH": os.pathsep.join(paths), **_inherited()},
             start_new_session=True,  # an interrupt of the terminal is for the parent
         )
-        assert self._worker.stdout is not None
-        self._worker.stdout.readline()  # it has imported what it needs, or has ended: the next write fails
-        return self._worker
+        assert worker.stdout is not None
+        worker.stdout.readline()  # it has imported what it needs, or has ended: the next write fails
+        self._worker = worker
+        return worker
 
     def _end(self) -> None:
         worker, self._worker = self._worker, None

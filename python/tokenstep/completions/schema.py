@@ -29,7 +29,6 @@ from tokenstep.completions.fields import (
 __all__ = [
     "DEFAULT_MAX_TOKENS",
     "MAX_STOPS",
-    "UNSUPPORTED",
     "Completion",
     "CompletionChoice",
     "CompletionChunk",
@@ -44,8 +43,6 @@ __all__ = [
     "Usage",
     "request_error",
 ]
-
-UNSUPPORTED = ("peft",)  # fields that are refused for now
 
 
 def _check_prompt(value: object) -> object:

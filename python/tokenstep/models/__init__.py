@@ -4,13 +4,17 @@ from tokenstep.models.config import ModelConfig, RopeConfig
 from tokenstep.models.decoder import DecoderModel, ForwardBatch, KVCache
 from tokenstep.models.errors import ModelFileError, ModelNotFound, UnsupportedConfig
 from tokenstep.models.load import LoadedModel, load
+from tokenstep.models.lora import AdapterRows, LoraAdapter
+from tokenstep.models.peft import load_adapter
 from tokenstep.models.tokenizer import Tokenizer
 
 __all__ = [
+    "AdapterRows",
     "DecoderModel",
     "ForwardBatch",
     "KVCache",
     "LoadedModel",
+    "LoraAdapter",
     "ModelConfig",
     "ModelFileError",
     "ModelNotFound",
@@ -18,4 +22,5 @@ __all__ = [
     "Tokenizer",
     "UnsupportedConfig",
     "load",
+    "load_adapter",
 ]

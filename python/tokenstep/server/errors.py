@@ -15,7 +15,7 @@ from tokenstep.engine import EngineStopped, QueueFull
 
 CLIENT_CLOSED = 499
 """In logs and metrics: the client went away before it had its response."""
-CODE_STATUS = {"model_not_found": 404, "context_length_exceeded": 400}
+CODE_STATUS = {"model_not_found": 404, "adapter_not_found": 404, "context_length_exceeded": 400}
 RETRY_SECONDS = 1.0  # after which a server that loads or drains may have changed
 
 
@@ -138,7 +138,7 @@ def openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 DESCRIPTIONS = {
     400: "The prompt, or prompt and max_tokens, exceed the context",
     401: "No API key, or a wrong one",
-    404: "No such model",
+    404: "No such model or adapter",
     405: "Not a method of this route",
     408: "The body came too slowly",
     413: "The request is too large",
