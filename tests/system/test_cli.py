@@ -146,8 +146,8 @@ class TestInThisProcess:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "tokenstep: the following arguments are required: {complete,serve,bench,info}"),
-        ("guess", "tokenstep: argument {complete,serve,bench,info}: invalid choice: 'guess'"),
+        ("", "tokenstep: the following arguments are required: {complete,serve,batch,bench,info}"),
+        ("guess", "tokenstep: argument {complete,serve,batch,bench,info}: invalid choice: 'guess'"),
         ("complete a --max-tokens x", "tokenstep complete: argument --max-tokens: invalid int value: 'x'"),
         (
             "complete a --temperature 3",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 import types
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from tokenstep.cli.options import device_name
 from tokenstep.cli.text import CommandError, as_utf8
 from tokenstep.completions.chat_schema import (
     ChatChoice,
@@ -249,13 +249,6 @@ def _json(response: BaseModel, indent: int | None = None) -> str:
     encoding = getattr(sys.stdout, "encoding", None) or ""
     is_unicode = encoding.lower().startswith("utf")
     return json.dumps(response.model_dump(), indent=indent, ensure_ascii=not is_unicode)
-
-
-def device_name(text: str) -> str:
-    """An option's device, by name alone: whether it is there is seen later."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from auto, cpu, cuda)")
-    return text
 
 
 def _option(annotation: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenstep.cli.complete import device_name
+from tokenstep.cli.options import count, device_name, named_path
 from tokenstep.cli.text import CommandError
 from tokenstep.threads import let_idle_threads_sleep
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peft",
         action="append",
         default=[],
-        type=_named_path,
+        type=named_path,
         metavar="NAME=PATH",
         help="a LoRA adapter in PEFT's format, and what requests call it; may be repeated",
     )
@@ -72,31 +72,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     limits = parser.add_argument_group("limits")
     add = limits.add_argument
-    add("--max-num-seqs", type=_count, default=32, metavar="N", help="texts generated together (default: 32)")
-    add("--kv-tokens", type=_count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
+    add("--max-num-seqs", type=count, default=32, metavar="N", help="texts generated together (default: 32)")
+    add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
     add(
         "--max-waiting",
-        type=_count,
+        type=count,
         default=1024,
         metavar="N",
         help="prompts that may wait before more are refused with 429 (default: 1024)",
     )
     add(
         "--max-waiting-tokens",
-        type=_count,
+        type=count,
         metavar="N",
         help="the same in tokens, of prompts and of the most output (default: any number)",
     )
     add(
         "--max-choices",
-        type=_count,
+        type=count,
         default=2048,
         metavar="N",
         help="choices of one request, prompts × max(n, best_of) (default: 2048)",
     )
     add(
         "--max-body-bytes",
-        type=_count,
+        type=count,
         default=16 << 20,
         metavar="N",
         help="bytes of a request's body (default: 16 MiB)",
@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = behaviour.add_argument
     add(
         "--default-max-tokens",
-        type=_count,
+        type=count,
         default=16,
         metavar="N",
         help="for requests without max_tokens (default: 16)",
@@ -212,20 +212,6 @@ def _load(args: argparse.Namespace) -> CompletionService:
     for name, path in args.peft:
         llm.add_adapter(name, path)
     return llm.service
-
-
-def _named_path(text: str) -> tuple[str, str]:
-    name, _, path = text.partition("=")
-    if not (name and path):
-        raise argparse.ArgumentTypeError(f"{text}: expected NAME=PATH")
-    return name, path
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
 
 
 def _seconds(text: str) -> float:
