@@ -25,6 +25,9 @@ class ByteTokenizer:
             ids += [END] * (index > 0) + list(part.encode())
         return ids
 
+    def fewest_tokens(self, text: str) -> int:
+        return len(text.encode()) // 6
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         data = b"".join(self.token_bytes(i) for i in ids if not (skip_special_tokens and self.is_special(i)))
         if self.strips_first_space:

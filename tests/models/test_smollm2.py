@@ -148,6 +148,7 @@ def test_texts_become_the_ids_of_the_published_tokenizer_and_texts_again(
     for text, encoding in zip(all_texts, theirs.encode_batch(all_texts), strict=True):
         ids = smollm2.tokenizer.encode(text)
         assert ids == encoding.ids, text
+        assert smollm2.tokenizer.fewest_tokens(text) <= len(ids)
         assert smollm2.tokenizer.decode(ids) == theirs.decode(ids)
 
 

@@ -18,6 +18,7 @@ from tokenstep.completions.chat_schema import (
     ChatRequest,
 )
 from tokenstep.completions.errors import RequestError
+from tokenstep.completions.prompts import check_length
 from tokenstep.completions.run import Limits
 from tokenstep.completions.sandbox import TemplateFailed, TemplateRefused, sandbox
 from tokenstep.completions.schema import Completion, CompletionChoice, CompletionChunk, CompletionRequest
@@ -65,6 +66,7 @@ def as_completion(request: ChatRequest, limits: Limits) -> CompletionRequest:
         add_generation_prompt=request.add_generation_prompt,
         variables=request.chat_template_kwargs,
     )
+    check_length(text, "conversation", "messages", limits.tokenizer, limits.context)
     try:
         # the template has written the begin token, if there is one
         prompt = limits.tokenizer.encode(text, add_special_tokens=False)
@@ -72,7 +74,15 @@ def as_completion(request: ChatRequest, limits: Limits) -> CompletionRequest:
         raise RequestError(f"messages: {error}", param="messages") from None
     if not prompt:
         raise RequestError("messages: the model's chat template writes nothing for these", param="messages")
-    return request.as_completion(prompt, limits.context - len(prompt))
+    room = limits.context - len(prompt)
+    if room < 1:
+        raise RequestError(
+            f"This model's maximum context length is {limits.context} tokens. However, the conversation has"
+            f" {len(prompt)} tokens.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return request.as_completion(prompt, room)
 
 
 def chat(

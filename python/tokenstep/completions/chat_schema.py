@@ -10,6 +10,8 @@ from tokenstep.completions.errors import RequestError
 from tokenstep.completions.fields import MAX_LOGPROBS, GenerationRequest, Int
 from tokenstep.completions.schema import CompletionRequest, Response, TokenLogprob, Usage
 
+MAX_MESSAGES = 1 << 14
+
 
 class ContentPart(BaseModel):
     """A piece of a message. There are no others than text."""
@@ -41,7 +43,9 @@ class ChatRequest(GenerationRequest):
         None, ge=1, description="tokens to generate at most; default: what the context has room for"
     )
     max_completion_tokens: Int | None = Field(None, ge=1, description="another name of max_tokens")
-    messages: list[ChatMessage] = Field(min_length=1, description="the conversation so far")
+    messages: list[ChatMessage] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="the conversation so far"
+    )
     logprobs: bool = Field(False, description="report log probabilities")
     top_logprobs: Int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="with so many of the most likely tokens"
@@ -79,7 +83,7 @@ class ChatRequest(GenerationRequest):
             {
                 **{name: getattr(self, name) for name in names},
                 "prompt": prompt,
-                "max_tokens": limit or max(1, room),
+                "max_tokens": limit or room,
                 "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
             }
         )

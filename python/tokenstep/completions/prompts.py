@@ -36,6 +36,17 @@ class EncodedPrompt:
     offsets: OffsetCounter | None
 
 
+def check_length(text: str, name: str, param: str, tokenizer: Tokenizer, context: int) -> None:
+    """Raises RequestError for a text that can't fit the context, before it costs the time to encode it."""
+    if len(text) > context and (fewest := tokenizer.fewest_tokens(text)) > context:
+        raise RequestError(
+            f"This model's maximum context length is {context} tokens. However, the {name} has at least"
+            f" {fewest} tokens.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
 def encode_prompts(
     request: CompletionRequest, tokenizer: Tokenizer, vocab_size: int, fill_in: FillIn | None = None
 ) -> list[EncodedPrompt]:

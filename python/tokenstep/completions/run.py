@@ -12,7 +12,7 @@ from tokenstep.completions.choice import ChoiceBuilder, Piece
 from tokenstep.completions.errors import RequestError
 from tokenstep.completions.fill_in import FillIn
 from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs, prompt_entries
-from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
+from tokenstep.completions.prompts import EncodedPrompt, check_length, encode_prompts
 from tokenstep.completions.schema import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -224,6 +224,10 @@ class CompletionRun:
             raise RequestError(
                 f"peft = {shown(request.peft)}, expected {names}", param="peft", code="adapter_not_found"
             )
+        prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+        for name, text in (*(("prompt", prompt) for prompt in prompts), ("suffix", request.suffix)):
+            if isinstance(text, str):
+                check_length(text, name, name, self._limits.tokenizer, self._limits.context)
         size = self._limits.vocab_size
         for key in request.logit_bias:
             if int(key) >= size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -75,6 +76,15 @@ class Tokenizer:
         begun = bool(self._prefix) and ids[: len(self._prefix)] == self._prefix
         return ([] if begun else self._prefix) + ids + self._suffix
 
+    def fewest_tokens(self, text: str) -> int:
+        """At least so many ids `encode` gives: told from the text's size, far quicker than encoding it."""
+        if not self._longest_token:
+            return 0
+        sizes = [len(text.encode("utf-8", "surrogatepass"))]
+        if normalizer := self.backend.normalizer:
+            sizes.append(len(normalizer.normalize_str(text).encode("utf-8", "surrogatepass")))
+        return min(sizes) // self._longest_token
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         special = self._special if skip_special_tokens else frozenset()
@@ -117,6 +127,16 @@ class Tokenizer:
     def adds_bos_token(self) -> bool:
         """Whether `encode` puts the begin token before a text."""
         return self.bos_token_id in self._prefix
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """No token stands for more bytes of a text than this; 0 where that can't be said."""
+        added = self.backend.get_added_tokens_decoder().values()
+        unknown = getattr(self.backend.model, "unk_token", None)  # stands for any number of characters
+        spells_all = self.spelling == "byte_level" or self.token_to_id("<0xFF>") is not None
+        if (unknown and not spells_all) or any(token.lstrip or token.rstrip for token in added):
+            return 0
+        return max((len(name.encode()) for name in self.backend.get_vocab()), default=0)
 
     def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
