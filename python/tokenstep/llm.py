@@ -102,7 +102,6 @@ class LLM:
             default_seed=seed,
             default_max_tokens=default_max_tokens,
             aliases=frozenset(aliases),
-            chat_template=loaded.chat_template,
         )
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tokenstep.models.chat_template import ChatTemplate
+
 WORDS = [b" the", "é".encode(), "€".encode()[:2], b"\xac!", b"stop", b"s", b"to", "日本".encode()]
 END = 256 + len(WORDS)
 BEGIN = END + 1
@@ -13,6 +15,7 @@ class ByteTokenizer:
     """Has what the completions layer uses of a tokenizer."""
 
     vocab_size = BEGIN + 1
+    chat_template: ChatTemplate | None = None
     bos_token_id: int | None = BEGIN
     eos_token_ids: tuple[int, ...] = (END,)
 

@@ -76,7 +76,7 @@ def test_each_request_has_one_result_in_the_formats_form(service: CompletionServ
 
 
 def test_chats_may_be_among_them(service: CompletionService, tmp_path: Path) -> None:
-    object.__setattr__(service.limits, "chat_template", ChatTemplate("{{ messages[0].content }}", {}))
+    service.limits.tokenizer.chat_template = ChatTemplate("{{ messages[0].content }}", {})
     messages = [{"role": "user", "content": "x"}]
     chat = {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions"}
     body = {"model": "scripted", "messages": messages, "temperature": 0, "max_tokens": 5}

@@ -27,7 +27,7 @@ def configure(folder: Path, **fields: Any) -> None:
 
 
 def template_of(path: Path) -> ChatTemplate | None:
-    return load(path).chat_template
+    return load(path).tokenizer.chat_template
 
 
 def test_a_gguf_file_has_it_in_its_metadata(tmp_path: Path) -> None:

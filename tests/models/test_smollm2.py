@@ -160,14 +160,12 @@ def test_a_chat_becomes_the_ids_of_transformers_apply_chat_template(
     messages: list[dict[str, str]],
     add_generation_prompt: bool,
 ) -> None:
-    template = smollm2.chat_template
+    template = smollm2.tokenizer.chat_template
     assert template is not None
     theirs = PreTrainedTokenizerFast(
         tokenizer_object=published[0], chat_template=template.source, eos_token="<|im_end|>"
     )
-    limits = Limits(
-        smollm2.tokenizer, 49152, 8192, 8192, "smollm2", "fingerprint", chat_template=smollm2.chat_template
-    )
+    limits = Limits(smollm2.tokenizer, 49152, 8192, 8192, "smollm2", "fingerprint")
     request = ChatRequest.parse({"messages": messages, "add_generation_prompt": add_generation_prompt})
 
     expected = theirs.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)

@@ -26,7 +26,7 @@ BODY: dict[str, Any] = {"model": "scripted", "messages": MESSAGES, "temperature"
 def serve_chat(template: str | None = TEMPLATE, **options: Any) -> Served:
     served = serve_model(ScriptedModel([BEGIN, BEGIN, *b"an answer"]), **options)
     found = None if template is None else ChatTemplate(template, {})
-    object.__setattr__(served.service.limits, "chat_template", found)
+    served.service.limits.tokenizer.chat_template = found
     return served
 
 

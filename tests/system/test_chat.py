@@ -140,7 +140,7 @@ class TestOpenAIClient:
             ({"extra_body": {"stop_token_ids": [3575]}}, ["The"]),
             ({"extra_body": {"add_generation_prompt": False}}, None),
             ({"extra_body": {"chat_template_kwargs": {"a": 1}, "log_prompt": True}}, ["The capital of"]),
-            ({"extra_body": {"unheard_of": 1}, "stop": None}, ["The capital of"]),
+            ({"extra_body": {"unheard_of": 1}, "user": None}, ["The capital of"]),
         ],
     )
     def test_every_parameter_is_taken_streamed_and_not(

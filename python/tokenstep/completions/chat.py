@@ -33,7 +33,7 @@ def render_chat(
     variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The conversation as the model's template writes it; raises RequestError if it can't."""
-    template = limits.chat_template
+    template = limits.tokenizer.chat_template
     if template is None:
         raise RequestError(
             f"messages: the model {limits.model_name!r} has no chat template", param="messages"

@@ -26,7 +26,6 @@ from tokenstep.completions.schema import (
 )
 from tokenstep.engine import FailureOutput, Output, PromptOutput, Request
 from tokenstep.models import LoraAdapter
-from tokenstep.models.chat_template import ChatTemplate
 from tokenstep.models.fields import shown
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.sampling import SamplingParams
@@ -46,7 +45,6 @@ class Limits:
         default_seed: for requests without a seed; None: fresh entropy for each.
         default_max_tokens: for requests without max_tokens; cut to what the context has room for.
         aliases: other names by which requests may call the model.
-        chat_template: how the model wants conversations written; None: not at all.
         adapters: those that requests may name; may change while the model serves.
     """
 
@@ -59,7 +57,6 @@ class Limits:
     default_seed: int | None = None
     default_max_tokens: int = DEFAULT_MAX_TOKENS
     aliases: frozenset[str] = frozenset()
-    chat_template: ChatTemplate | None = None
     adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
 
 

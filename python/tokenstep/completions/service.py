@@ -21,7 +21,6 @@ from tokenstep.completions.schema import (
 )
 from tokenstep.engine import Engine, EngineLoop, FailureOutput, Output, QueueFull
 from tokenstep.models import LoraAdapter
-from tokenstep.models.chat_template import ChatTemplate
 from tokenstep.models.tokenizer import Tokenizer
 
 INLINE_ENTRIES = 64  # pieces with log probabilities of more tokens are written in a thread: tasks don't wait
@@ -49,7 +48,6 @@ class CompletionService:
         default_seed: for requests without a seed; None: fresh entropy for each.
         default_max_tokens: for requests without max_tokens.
         aliases: other names by which requests may call the model.
-        chat_template: how the model wants conversations written, if it knows any.
 
     Attributes:
         loop: the engine's thread: health, statistics, shutdown; its `observer` is told of every token.
@@ -67,7 +65,6 @@ class CompletionService:
         default_seed: int | None = None,
         default_max_tokens: int = DEFAULT_MAX_TOKENS,
         aliases: frozenset[str] = frozenset(),
-        chat_template: ChatTemplate | None = None,
     ) -> None:
         self.engine = engine
         self.loop = EngineLoop(engine)
@@ -82,7 +79,6 @@ class CompletionService:
             default_seed=default_seed,
             default_max_tokens=default_max_tokens,
             aliases=aliases,
-            chat_template=chat_template,
             adapters=self.adapters,
         )
 

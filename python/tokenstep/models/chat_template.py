@@ -8,15 +8,8 @@ from pathlib import Path
 
 from tokenstep.models.errors import ModelFileError
 from tokenstep.models.fields import Fields, read_object
-from tokenstep.models.tokenizer import Tokenizer
 
 DEFAULT = "default"  # of several named templates
-GGUF_TOKENS = {
-    "bos_token": "tokenizer.ggml.bos_token_id",
-    "eos_token": "tokenizer.ggml.eos_token_id",
-    "unk_token": "tokenizer.ggml.unknown_token_id",
-    "pad_token": "tokenizer.ggml.padding_token_id",
-}
 
 
 @dataclass(frozen=True)
@@ -32,21 +25,18 @@ class ChatTemplate:
     special_tokens: Mapping[str, str]
 
 
-def gguf_chat_template(fields: Fields, tokenizer: Tokenizer) -> ChatTemplate | None:
+def gguf_chat_template(fields: Fields, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """The template in a GGUF file's metadata; None without one. Raises ModelFileError if it is no string."""
     if not fields.has("tokenizer.chat_template"):
         return None
-    ids = {name: fields.token_ids(key) for name, key in GGUF_TOKENS.items()}
-    texts = {name: tokenizer.id_to_token(found[0]) for name, found in ids.items() if found}
-    return ChatTemplate(
-        fields.text("tokenizer.chat_template"), {name: text for name, text in texts.items() if text}
-    )
+    return ChatTemplate(fields.text("tokenizer.chat_template"), special_tokens)
 
 
-def folder_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+def folder_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """The template of a folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`.
 
-    None without either; raises ModelFileError for a file that can't be read.
+    What `tokenizer_config.json` says of special tokens goes before `special_tokens`. None without a template;
+    raises ModelFileError for a file that can't be read.
     """
     path = folder / "tokenizer_config.json"
     config = Fields(read_object(path) if path.exists() else {}, path.name)
@@ -58,7 +48,7 @@ def folder_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | N
             raise ModelFileError(f"tokenstep.load: {written}: {error}") from None
     else:
         source = _configured(config)
-    return None if source is None else ChatTemplate(source, _special_tokens(config, tokenizer))
+    return None if source is None else ChatTemplate(source, {**special_tokens, **_special_tokens(config)})
 
 
 def _configured(config: Fields) -> str | None:
@@ -76,15 +66,9 @@ def _configured(config: Fields) -> str | None:
     raise config.wrong("chat_template", f"a string, or a list with a template named {DEFAULT!r}")
 
 
-def _special_tokens(config: Fields, tokenizer: Tokenizer) -> dict[str, str]:
+def _special_tokens(config: Fields) -> dict[str, str]:
     """What the file calls `…_token`, as text or as an object with its content."""
-    ends = tokenizer.eos_token_ids
-    known = {"bos_token": tokenizer.bos_token_id, "eos_token": ends[0] if ends else None}
-    tokens = {
-        name: text
-        for name, token in known.items()
-        if token is not None and (text := tokenizer.id_to_token(token))
-    }
+    tokens = {}
     for name, value in config.values.items():
         content = value.get("content") if isinstance(value, Mapping) else value
         if name.endswith("_token") and isinstance(content, str):

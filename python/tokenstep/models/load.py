@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tokenstep.models.build import build_model
-from tokenstep.models.chat_template import ChatTemplate, folder_chat_template, gguf_chat_template
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.decoder import DecoderModel
 from tokenstep.models.errors import ModelFileError, ModelNotFound
 from tokenstep.models.family import GgufModel
-from tokenstep.models.fields import Fields, one_of, read_object
+from tokenstep.models.fields import Fields, one_of
 from tokenstep.models.gemma import GEMMA2
 from tokenstep.models.gguf_file import GgufFile
 from tokenstep.models.gguf_weights import GgufWeights, gguf_weights_id, rope_factors
@@ -38,7 +39,7 @@ class LoadedModel:
     """A model ready to run.
 
     `name` is what it was loaded by, without folder and suffix. `weights_id` is a short hex string that
-    changes with the weights. `chat_template` is None for a model whose files have none.
+    changes with the weights.
     """
 
     model: DecoderModel
@@ -46,7 +47,6 @@ class LoadedModel:
     config: ModelConfig
     name: str
     weights_id: str
-    chat_template: ChatTemplate | None = None
 
 
 def load(
@@ -134,27 +134,25 @@ def _load_gguf(
     tokenizer = load_gguf_tokenizer(fields, config.bos_token_id, config.eos_token_ids)
     _check_vocabulary(tokenizer, config, path)
     model = build_model(config, weights, dtype, device, progress)
-    chat_template = gguf_chat_template(fields, tokenizer)
-    return LoadedModel(model, tokenizer, config, name, gguf_weights_id(file), chat_template)
+    return LoadedModel(model, tokenizer, config, name, gguf_weights_id(file))
 
 
 def _load_folder(
     path: Path, name: str, dtype: torch.dtype, device: torch.device, progress: bool
 ) -> LoadedModel:
-    fields = Fields(read_object(path / "config.json"), "config.json")
+    fields = Fields(_read_json(path / "config.json"), "config.json")
     family = FAMILIES[fields.choice("model_type", tuple(FAMILIES))]
     config = family.hf_config(fields)
     generation = path / "generation_config.json"
     if generation.exists():
-        config = config.with_eos(Fields(read_object(generation), generation.name).token_ids("eos_token_id"))
+        config = config.with_eos(Fields(_read_json(generation), generation.name).token_ids("eos_token_id"))
     weights = HfWeights(
         path, post_norms=config.post_norms, tied=config.tie_embeddings, norm_offset=family.hf_norm_offset
     )
     tokenizer = load_tokenizer_json(path / "tokenizer.json", config.bos_token_id, config.eos_token_ids)
     _check_vocabulary(tokenizer, config, path)
     model = build_model(config, weights, dtype, device, progress)
-    chat_template = folder_chat_template(path, tokenizer)
-    return LoadedModel(model, tokenizer, config, name, hf_weights_id(path), chat_template)
+    return LoadedModel(model, tokenizer, config, name, hf_weights_id(path))
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
@@ -163,3 +161,13 @@ def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
             f"tokenstep.load: {path.name}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only"
             f" {config.vocab_size} rows"
         )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFileError(f"tokenstep.load: {path}: {error}") from None
+    if not isinstance(contents, dict):
+        raise ModelFileError(f"tokenstep.load: {path}: expected an object")
+    return contents

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers
 
+from tokenstep.models.chat_template import ChatTemplate, folder_chat_template
 from tokenstep.models.errors import ModelFileError, UnsupportedConfig
 
 Spelling = Literal["byte_level", "sentencepiece"]
@@ -30,6 +31,9 @@ class Tokenizer:
         bos_token_id: the begin token.
         eos_token_ids: the end tokens.
         vocab_size: the number of ids; None: all that the backend has.
+
+    Attributes:
+        chat_template: how the model wants conversations written; None where its files don't say.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Tokenizer:
         self.strips_first_space = strips_first_space
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
+        self.chat_template: ChatTemplate | None = None
         self.vocab_size = _count_ids(backend) if vocab_size is None else vocab_size
         self._prefix = list(prefix)
         self._suffix = list(suffix)
@@ -118,6 +123,11 @@ class Tokenizer:
         found: str | None = self.backend.id_to_token(token_id)
         return found
 
+    def names(self, ids: Mapping[str, int | None]) -> dict[str, str]:
+        """The names of tokens by the same keys, without those that don't exist."""
+        found = {key: None if token is None else self.id_to_token(token) for key, token in ids.items()}
+        return {key: name for key, name in found.items() if name}
+
     @property
     def begin_ids(self) -> tuple[int, ...]:
         """What `encode` puts before a text."""
@@ -157,6 +167,7 @@ class Tokenizer:
 def load_tokenizer_json(path: Path, bos_token_id: int | None, eos_token_ids: tuple[int, ...]) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`; its post-processor says which special tokens go around a text.
 
+    The chat template is in the files beside it.
     Raises ModelFileError for a damaged file, UnsupportedConfig for one that writes its bytes in another way.
     """
     try:
@@ -183,7 +194,7 @@ def load_tokenizer_json(path: Path, bos_token_id: int | None, eos_token_ids: tup
             " expected ByteLevel, ByteFallback or Metaspace"
         )
     prefix, suffix = _around(backend)
-    return Tokenizer(
+    tokenizer = Tokenizer(
         backend,
         spelling,
         prefix=prefix,
@@ -192,6 +203,10 @@ def load_tokenizer_json(path: Path, bos_token_id: int | None, eos_token_ids: tup
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
     )
+    ends = eos_token_ids[:1] or (None,)
+    known = {"bos_token": bos_token_id, "eos_token": ends[0]}
+    tokenizer.chat_template = folder_chat_template(path.parent, tokenizer.names(known))
+    return tokenizer
 
 
 def _count_ids(backend: tokenizers.Tokenizer) -> int:
