@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -137,6 +140,40 @@ def test_wherever_the_output_was_torn_the_next_run_completes_it(
 
     assert results(output).keys() == {"r0", "r1", "r2"}
     assert output.read_bytes().splitlines()[:complete_lines] == whole.splitlines()[:complete_lines]
+
+
+def start_in_child(source: Path, output: Path) -> int:
+    """Another process that answers, a few milliseconds a step; returns its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            model = recite("seven words in all")
+            forward = model.forward
+            model.forward = lambda *arguments: (time.sleep(0.002), forward(*arguments))[1]  # type: ignore
+            answer_all(make_service(model), source, output)
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_runs_that_are_killed_at_any_moment_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", [request(f"r{i}", max_tokens=1 + i % 9) for i in range(120)])
+    output = tmp_path / "out"
+    chance = random.Random(3)
+    known: list[bytes] = []
+    for _ in range(20):
+        child = start_in_child(source, output)
+        time.sleep(chance.uniform(0, 0.06))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        lines = output.read_bytes().splitlines(keepends=True) if output.exists() else []
+        whole = [line for line in lines if line.endswith(b"\n")]
+        assert whole[: len(known)] == known
+        known = whole
+    assert known
+    os.waitpid(start_in_child(source, output), 0)
+    assert output.read_bytes().splitlines(keepends=True)[: len(known)] == known
+    assert results(output).keys() == {f"r{i}" for i in range(120)}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def finish(model: Path, source: Path, output: Path) -> str:
     return errors.decode()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(model: Path, source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     process = start(model, source, output)

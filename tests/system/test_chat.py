@@ -77,7 +77,7 @@ def test_a_stream_that_is_dropped_frees_what_it_held(llm: ts.LLM) -> None:
             "This model's maximum context length is",
         ),
         (
-            {"messages": [{"role": "user", "content": "word " * 2_000_000}]},
+            {"messages": [{"role": "user", "content": "word " * 400_000}]},
             "This model's maximum context length is 8192 tokens. However, the conversation has at least",
         ),
         ({"messages": [{"role": "user", "content": "x"}] * 20_000}, "messages = "),
@@ -120,6 +120,30 @@ class TestOpenAIClient:
         assert last.usage.completion_tokens == 8
         assert all(chunk.usage is None for chunk in chunks)
 
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_parameters_are_taken_together(self, client: Any, stream: bool) -> None:
+        answer = create(
+            client,
+            temperature=1.0,
+            top_p=0.9,
+            presence_penalty=0.1,
+            frequency_penalty=0.1,
+            n=2,
+            logit_bias={"30": -5},
+            seed=7,
+            stop=[" of"],
+            user="somebody",
+            max_tokens=4,
+            extra_body={"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.01, "stop_token_ids": [30]},
+            stream=stream,
+        )
+        texts = ["", ""]
+        for part in answer if stream else [answer]:
+            for choice in part.choices:
+                texts[choice.index] += (choice.delta if stream else choice.message).content
+        assert texts == ["The capital"] * 2
+
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("fields", "texts"),
         [
