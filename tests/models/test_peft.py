@@ -143,7 +143,7 @@ def test_batch_invariance_holds_with_adapters_and_preemption(folder: Path, dtype
             "temperature": 1,
             "seed": i,
             "peft": name,
-            "max_tokens": 12,
+            "max_tokens": 24,
             "n": 2,
             "return_token_ids": True,
         }
