@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.layers import HeadNorm, Linear, RMSNorm, gelu_gate, in_pieces, silu_gate
+from tokenstep.models.layers import Gate, HeadNorm, Linear, RMSNorm, in_pieces
 from tokenstep.models.memory import lazy_zeros
 
 
@@ -111,7 +111,7 @@ class DecoderModel:
         self.head = head
         self.rope = rope
         self.batch_invariant = batch_invariant
-        self._gate = silu_gate if config.activation == "silu" else gelu_gate
+        self._gate = Gate(config.activation, batch_invariant)
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
         self._embedding_scale = None if scale is None else float(torch.tensor(scale, dtype=embedding.dtype))
@@ -202,8 +202,7 @@ class DecoderModel:
 
     def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
         gate_up = layer.gate_up(layer.mlp_norm(hidden))
-        gate, up = gate_up.split_with_sizes((self.config.intermediate_size,) * 2, 1)
-        inner = in_pieces(self._gate, gate, up) if self.batch_invariant else self._gate(gate, up)
+        inner = self._gate(gate_up)
         if layer.post_mlp_norm is None:
             return layer.down.added_to(hidden, inner)
         return hidden + layer.post_mlp_norm(layer.down(inner))

@@ -78,6 +78,26 @@ def gelu_gate(gate: Tensor, up: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh") * up
 
 
+class Gate:
+    """The product of a gated MLP: activation(gate) · up, from [T, 2 size], gate first, to [T, size].
+
+    Args:
+        activation: "silu" or "gelu_tanh".
+        by_rows: a row's result has the same bits whatever other rows there are.
+    """
+
+    __slots__ = ("_function", "by_rows")
+
+    def __init__(self, activation: str, by_rows: bool = False) -> None:
+        self._function = silu_gate if activation == "silu" else gelu_gate
+        self.by_rows = by_rows
+
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        """[T, 2 size] to [T, size]."""
+        gate, up = gate_up.chunk(2, 1)
+        return in_pieces(self._function, gate, up) if self.by_rows else self._function(gate, up)
+
+
 class RMSNorm:
     """x / sqrt(mean(x²) + eps) · weight over the last axis, computed in float32.
 
