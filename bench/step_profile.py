@@ -1,9 +1,10 @@
 """Where each millisecond of a decode step goes: a table of self times by op, as Markdown.
 
-Run as ``python bench/step_profile.py``. The functions that a step is made of are wrapped with a clock: a time is
-that of whole calls, Python's share included, without that of the calls within that have a row of their own.
-Greedy and sampled runs of all batches take turns, round after round; times are medians over all steps. The
-clock itself costs about 0.5 µs a call.
+Run as ``python bench/step_profile.py``. The functions that a step is made of are wrapped with a clock: a time
+is that of whole calls, Python's share included, without that of the calls within that have a row of their
+own. Greedy and sampled runs of all batches take turns, round after round; times are medians over all steps.
+The clock itself costs about 0.5 µs a call. With ``--prefill`` it is prompts that are computed, and a time is
+that of the whole prompt.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 from tokenstep.threads import let_idle_threads_sleep
 
 let_idle_threads_sleep()  # before torch is imported
+
+import torch  # noqa: E402
 
 from tokenstep import LLM  # noqa: E402
 from tokenstep.bench.generate import PARAMETERS, PROMPT_TOKENS, Case  # noqa: E402
@@ -106,13 +109,15 @@ def profile(llm: LLM, case: Case, seed: str) -> list[dict[str, float]]:
     params = PARAMETERS if case.sampled else {"temperature": 0}
     with clock_on_ops() as clock:
         llm.complete(case.prompts(seed), max_tokens=case.output_tokens, ignore_eos=True, **params)
+    if case.is_prefill:
+        return [{row: sum(step.get(row, 0.0) for step in clock.steps) for row, _, _ in OPS}]
     return clock.steps[2:-1]  # without the prompts' step, the one that builds the batch, and the last
 
 
-def table(columns: dict[str, list[dict[str, float]]]) -> str:
-    """Milliseconds a step by row and column."""
+def table(columns: dict[str, list[dict[str, float]]], title: str) -> str:
+    """Milliseconds by row and column."""
     rows = list(dict.fromkeys(row for row, _, _ in OPS))
-    lines = ["| ms a step | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for row in rows:
         cells = [
             f"{1e3 * statistics.median(s.get(row, 0.0) for s in steps):.2f}" for steps in columns.values()
@@ -128,32 +133,44 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--prefill", type=int, nargs="+", metavar="N", help="prompts of N tokens, one each")
     parser.add_argument("--output-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--threads", type=int, help="default: one a core")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cases = {
+        f"B = {batch}, {'all parameters' if sampled else 'greedy'}": Case(
+            batch, PROMPT_TOKENS, args.output_tokens, sampled
+        )
+        for batch in args.batches
+        for sampled in (False, True)
+    }
+    if args.prefill:
+        cases = {f"{length} tokens": Case(1, length, 1) for length in args.prefill}
+    longest = max(case.prompt_tokens + case.output_tokens for case in cases.values())
     llm = LLM(
         args.model,
         dtype=args.dtype,
         device="cpu",
         max_batch=max(args.batches),
-        kv_tokens=max(args.batches) * (PROMPT_TOKENS + args.output_tokens + 16),
+        kv_tokens=max(case.batch for case in cases.values()) * (longest + 16),
         batch_invariant=args.batch_invariant,
         progress=False,
     )
-    columns: dict[str, list[dict[str, float]]] = {}
+    columns: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for number in range(args.rounds):
-        for batch in args.batches:
-            for sampled in (False, True):
-                case = Case(batch, PROMPT_TOKENS, args.output_tokens, sampled)
-                name = f"B = {batch}, {'all parameters' if sampled else 'greedy'}"
-                columns.setdefault(name, []).extend(profile(llm, case, str(number)))
+        for name, case in cases.items():
+            columns[name] += profile(llm, case, str(number))
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-    print(table(columns))
+    print(table(columns, "ms a prompt" if args.prefill else "ms a step"))
     m = describe_machine()
     print(
-        f"\n{Path(args.model).name}, {args.dtype}, contexts up to {PROMPT_TOKENS + args.output_tokens}, medians of"
-        f" all steps on {m['cpu']}, {m['cores']} cores ({m['isa']}), torch {m['torch']}, commit {m['commit']}."
+        f"\n{Path(args.model).name}, {args.dtype}, contexts up to {longest}, medians of {args.rounds} rounds"
+        f" on {m['cpu']}, {m['cores']} cores ({m['isa']}), {args.threads or m['cores']} threads,"
+        f" torch {m['torch']}, commit {m['commit']}."
     )
 
 

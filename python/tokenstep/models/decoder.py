@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.layers import Gate, HeadNorm, Linear, RMSNorm, in_pieces
+from tokenstep.models.layers import Gate, HeadNorm, Linear, RMSNorm, soft_cap
 from tokenstep.models.memory import lazy_zeros
 
 
@@ -111,7 +111,7 @@ class DecoderModel:
         self.head = head
         self.rope = rope
         self.batch_invariant = batch_invariant
-        self._gate = Gate(config.activation, batch_invariant)
+        self._gate = Gate(config.activation)
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
         self._embedding_scale = None if scale is None else float(torch.tensor(scale, dtype=embedding.dtype))
@@ -164,10 +164,7 @@ class DecoderModel:
         """Hidden states [S, hidden_size] to logits [S, vocab_size] in the model's dtype, soft cap applied."""
         logits = self.head(hidden)
         cap = self.config.final_softcap
-        if cap is None:
-            return logits
-        scaled = logits.div_(cap)
-        return (in_pieces(torch.tanh, scaled) if self.batch_invariant else torch.tanh_(scaled)).mul_(cap)
+        return logits if cap is None else soft_cap(logits, cap)
 
     def _attention(
         self, layer: Layer, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor

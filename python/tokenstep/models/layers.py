@@ -1,22 +1,22 @@
-"""The dense pieces of the decoder: projection, norm, gate. Everything dense goes through `Linear`.
+"""The dense pieces of the decoder: projection, norm, gate, soft cap. Everything dense goes through `Linear`.
 
-A library's matrix product chooses its kernel by the number of rows, and an elementwise function of torch
-splits its work between threads by the number of elements, so that a value's last bits may depend on what else
-is computed with it. Where they must not, products are made in tiles of `TILE_ROWS` rows, and functions with
-an exponential in pieces too small to be split (`in_pieces`).
+A library's matrix product chooses its kernel by the number of rows, so that a value's last bits may depend on
+what else is computed with it. Where they must not, products are made in tiles of `TILE_ROWS` rows.
+
+The rest is one operation of ours each on a CPU, where torch takes several and splits them between threads at
+places that depend on the number of rows; each row is computed alone, in float32, and rounded once. On a GPU
+it is torch's.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenstep._native import cpu
+
 TILE_ROWS = 32
-UNSPLIT = 16384
-"""Elements that torch's functions never split between threads: 32768 in general, half of that in gelu."""
 
 
 class Linear:
@@ -54,48 +54,33 @@ class Linear:
         return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:rows]
 
 
-def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function` of tensors [T, size], row by row the same bits whatever T is.
-
-    torch computes the end of a thread's share one by one, with a scalar exponential whose last bit may differ
-    from the vector's. A piece that isn't split ends where a row does.
-    """
-    rows, size = tensors[0].shape
-    step = max(1, UNSPLIT // size)
-    if rows <= step:
-        return function(*tensors)
-    pieces = zip(*(torch.split(tensor, step) for tensor in tensors), strict=True)
-    return torch.cat([function(*piece) for piece in pieces])
-
-
-def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """SwiGLU's gate: silu(gate) · up."""
-    return F.silu(gate) * up
-
-
-def gelu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """GeGLU's gate, with the tanh approximation of gelu."""
-    return F.gelu(gate, approximate="tanh") * up
-
-
 class Gate:
-    """The product of a gated MLP: activation(gate) · up, from [T, 2 size], gate first, to [T, size].
+    """The gate of SwiGLU and GeGLU: activation(gate) · up.
 
     Args:
-        activation: "silu" or "gelu_tanh".
-        by_rows: a row's result has the same bits whatever other rows there are.
+        activation: "silu", or "gelu_tanh", gelu in its approximation with tanh.
     """
 
-    __slots__ = ("_function", "by_rows")
+    __slots__ = ("activation",)
 
-    def __init__(self, activation: str, by_rows: bool = False) -> None:
-        self._function = silu_gate if activation == "silu" else gelu_gate
-        self.by_rows = by_rows
+    def __init__(self, activation: str) -> None:
+        self.activation = activation
 
     def __call__(self, gate_up: Tensor) -> Tensor:
-        """[T, 2 size] to [T, size]."""
+        """[T, 2 size], the gate first, to [T, size]."""
+        if gate_up.is_cpu:
+            gated: Tensor = cpu.gate(gate_up, self.activation)
+            return gated
         gate, up = gate_up.chunk(2, 1)
-        return in_pieces(self._function, gate, up) if self.by_rows else self._function(gate, up)
+        return (F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """Caps logits [T, size] in place: cap · tanh(logits / cap)."""
+    if logits.is_cpu:
+        cpu.soft_cap(logits, cap)
+        return logits
+    return logits.div_(cap).tanh_().mul_(cap)
 
 
 class RMSNorm:
@@ -115,7 +100,10 @@ class RMSNorm:
         self._shape = (weight.shape[-1],)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[…, size] to the same shape and dtype."""
+        """[T, size] to the same shape and dtype."""
+        if x.is_cpu:
+            normed: Tensor = cpu.rms_norm(x, self.weight, self.eps)
+            return normed
         if self._fused:
             return F.rms_norm(x, self._shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self._shape, self.weight, self.eps).to(x.dtype)
@@ -132,5 +120,8 @@ class HeadNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, heads, head_dim] to the same shape and dtype."""
+        if x.is_cpu:
+            ours: Tensor = cpu.rms_norm(x, self.weight, self.eps)
+            return ours
         normed = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
         return (normed * self.weight).to(x.dtype)

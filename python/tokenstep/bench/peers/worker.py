@@ -7,8 +7,8 @@ MODULE is a file beside this one with a class `Peer`, OPTIONS a JSON object:
 
 The first line out comes once a token has been generated, and describes the implementation. Then each line in,
 ``{"prompts": [[id, …], …], "output_tokens": N, "sampling": {…} or null}``, is answered by
-``{"seconds": S}``. Other interpreters than tokenstep's run this too: it imports nothing of tokenstep. Whatever
-a library prints goes to stderr.
+``{"seconds": S}``. Other interpreters than tokenstep's run this too: it imports nothing of tokenstep.
+Whatever a library prints goes to stderr.
 """
 
 from __future__ import annotations
