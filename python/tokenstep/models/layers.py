@@ -10,6 +10,8 @@ it is torch's.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,8 +71,7 @@ class Gate:
     def __call__(self, gate_up: Tensor) -> Tensor:
         """[T, 2 size], the gate first, to [T, size]."""
         if gate_up.is_cpu:
-            gated: Tensor = cpu.gate(gate_up, self.activation)
-            return gated
+            return cast(Tensor, cpu.gate(gate_up, self.activation))
         gate, up = gate_up.chunk(2, 1)
         return (F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
@@ -102,8 +103,7 @@ class RMSNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, size] to the same shape and dtype."""
         if x.is_cpu:
-            normed: Tensor = cpu.rms_norm(x, self.weight, self.eps)
-            return normed
+            return cast(Tensor, cpu.rms_norm(x, self.weight, self.eps))
         if self._fused:
             return F.rms_norm(x, self._shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self._shape, self.weight, self.eps).to(x.dtype)
@@ -121,7 +121,6 @@ class HeadNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, heads, head_dim] to the same shape and dtype."""
         if x.is_cpu:
-            ours: Tensor = cpu.rms_norm(x, self.weight, self.eps)
-            return ours
+            return cast(Tensor, cpu.rms_norm(x, self.weight, self.eps))
         normed = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
         return (normed * self.weight).to(x.dtype)
