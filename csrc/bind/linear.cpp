@@ -4,8 +4,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
-#include <vector>
-
 #include "bind/ops.h"
 #include "bind/tensor.h"
 #include "common/check.h"
@@ -26,13 +24,19 @@ WeightFormat read_format(const std::string& name) {
   raise<ValueError>("PackedMatrix", "format = '%s', expected bfloat16, q4_0, q4_1 or q8_0", name.c_str());
 }
 
-PackedMatrix make(const std::string& format, int64_t rows, int64_t columns) {
-  if (rows < 1 || rows >= kMaxSize)
-    raise<ValueError>("PackedMatrix", "rows = %lld, expected rows \u2265 1", static_cast<long long>(rows));
-  if (columns < 1 || columns >= kMaxSize || columns % cpu::kBlockColumns)
-    raise<ValueError>("PackedMatrix", "columns = %lld, expected a positive multiple of %d",
-                      static_cast<long long>(columns), cpu::kBlockColumns);
-  return PackedMatrix(read_format(format), rows, columns);
+void expect_size(int64_t rows, int64_t columns) {
+  if (rows < 1 || rows > kMaxSize)
+    raise<ValueError>("PackedMatrix", "rows = %lld, expected 1 \u2264 rows \u2264 %lld",
+                      static_cast<long long>(rows), static_cast<long long>(kMaxSize));
+  if (columns < 1 || columns > kMaxSize || columns % cpu::kBlockColumns)
+    raise<ValueError>("PackedMatrix", "columns = %lld, expected a multiple of %d from %d to %lld",
+                      static_cast<long long>(columns), cpu::kBlockColumns, cpu::kBlockColumns,
+                      static_cast<long long>(kMaxSize));
+}
+
+int64_t num_bytes_of(const std::string& format, int64_t rows, int64_t columns) {
+  expect_size(rows, columns);
+  return cpu::packed_bytes(read_format(format), rows, columns);
 }
 
 const Tensor& expect_host(const Tensor& tensor) {
@@ -42,7 +46,26 @@ const Tensor& expect_host(const Tensor& tensor) {
   return tensor;
 }
 
-void pack(PackedMatrix& matrix, nb::handle source, int64_t first_row) {
+// A matrix, and what keeps its memory.
+struct Matrix {
+  PackedMatrix packed;
+  nb::object memory;
+};
+
+Matrix make(const std::string& format, int64_t rows, int64_t columns, nb::handle memory) {
+  constexpr const char* kOp = "PackedMatrix";
+  const Tensor bytes = tensor_from(kOp, "memory", memory, Access::kWrite);
+  expect_host(bytes)
+      .expect_dtype({DType::kUInt8})
+      .expect_shape({num_bytes_of(format, rows, columns)}, "[num_bytes_of(format, rows, columns)]")
+      .expect_contiguous();
+  if (reinterpret_cast<uintptr_t>(bytes.data) % PackedMatrix::kAlignment)
+    raise<ValueError>(kOp, "memory begins at an address that is no multiple of %d", PackedMatrix::kAlignment);
+  return {PackedMatrix(read_format(format), rows, columns, bytes.as<uint8_t>()), nb::borrow(memory)};
+}
+
+void pack(Matrix& self, nb::handle source, int64_t first_row) {
+  PackedMatrix& matrix = self.packed;
   constexpr const char* kOp = "PackedMatrix.pack";
   const Tensor raw = tensor_from(kOp, "source", source);
   expect_host(raw)
@@ -57,7 +80,8 @@ void pack(PackedMatrix& matrix, nb::handle source, int64_t first_row) {
   matrix.pack(raw.as<uint8_t>(), first_row, raw.shape[0]);
 }
 
-void gather(const PackedMatrix& matrix, nb::handle rows, nb::handle out) {
+void gather(const Matrix& self, nb::handle rows, nb::handle out) {
+  const PackedMatrix& matrix = self.packed;
   constexpr const char* kOp = "PackedMatrix.gather";
   const Tensor ids = tensor_from(kOp, "rows", rows), y = tensor_from(kOp, "out", out, Access::kWrite);
   expect_host(ids).expect_dtype({DType::kInt64}).expect_ndim(1).expect_contiguous();
@@ -73,8 +97,8 @@ void gather(const PackedMatrix& matrix, nb::handle rows, nb::handle out) {
   cpu::gather_rows(matrix, ids.as<const int64_t>(), ids.shape[0], y.dtype, y.data);
 }
 
-void linear(const PackedMatrix& matrix, nb::handle x_source, nb::handle out, nb::handle bias,
-            nb::handle residual) {
+void linear(const Matrix& self, nb::handle x_source, nb::handle out, nb::handle bias, nb::handle residual) {
+  const PackedMatrix& matrix = self.packed;
   constexpr const char* kOp = "PackedMatrix.linear";
   const Tensor x = tensor_from(kOp, "x", x_source), y = tensor_from(kOp, "out", out, Access::kWrite);
   expect_host(x)
@@ -116,26 +140,28 @@ void linear(const PackedMatrix& matrix, nb::handle x_source, nb::handle out, nb:
 }  // namespace
 
 void register_linear(nb::module_& m) {
-  nb::class_<PackedMatrix>(m, "PackedMatrix", "A weight matrix, packed in tiles for products on the CPU.")
+  nb::class_<Matrix>(m, "PackedMatrix", "A weight matrix, packed in tiles for products on the CPU.")
       .def(
           "__init__",
-          [](PackedMatrix* self, const std::string& format, int64_t rows, int64_t columns) {
-            new (self) PackedMatrix(make(format, rows, columns));
+          [](Matrix* self, const std::string& format, int64_t rows, int64_t columns, nb::handle memory) {
+            new (self) Matrix(make(format, rows, columns, memory));
           },
-          nb::arg("format"), nb::arg("rows"), nb::arg("columns"))
+          nb::arg("format"), nb::arg("rows"), nb::arg("columns"), any_object("memory"),
+          "format: bfloat16, q4_0, q4_1 or q8_0; memory: uint8 [num_bytes_of(...)] from a multiple of 64 on.")
+      .def_static("num_bytes_of", &num_bytes_of, nb::arg("format"), nb::arg("rows"), nb::arg("columns"))
       .def("pack", &pack, any_object("source"), nb::arg("first_row") = 0,
-           "Fills rows from first_row on: source uint8 [rows, row_bytes], bfloat16 values or GGUF's blocks.")
+           "Fills rows from first_row on: source uint8 [rows, row_bytes], bfloat16 values or GGUF's blocks. "
+           "Several threads may pack different rows at once.")
       .def("gather", &gather, any_object("rows"), any_object("out"),
            "out[i] = the numbers of row rows[i], int64, in the type of out.")
       .def("linear", &linear, any_object("x"), any_object("out"), any_object("bias") = nb::none(),
            any_object("residual") = nb::none(),
            "out = x W^T + bias + residual, summed in float32 and rounded once. A row's bits don't depend on "
            "other rows.")
-      .def_prop_ro("format", [](const PackedMatrix& matrix) { return cpu::name_of(matrix.format()); })
-      .def_prop_ro("rows", &PackedMatrix::rows)
-      .def_prop_ro("columns", &PackedMatrix::columns)
-      .def_prop_ro("row_bytes", &PackedMatrix::row_bytes)
-      .def_prop_ro("num_bytes", &PackedMatrix::bytes);
+      .def_prop_ro("format", [](const Matrix& self) { return cpu::name_of(self.packed.format()); })
+      .def_prop_ro("rows", [](const Matrix& self) { return self.packed.rows(); })
+      .def_prop_ro("columns", [](const Matrix& self) { return self.packed.columns(); })
+      .def_prop_ro("row_bytes", [](const Matrix& self) { return self.packed.row_bytes(); });
 }
 
 }  // namespace tokenstep::bind

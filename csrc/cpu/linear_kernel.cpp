@@ -1,10 +1,10 @@
 // A few rows of x by tiles of 16 rows of packed weights. A lane is an output. Per block of 32 columns the
 // integers (or bfloat16 values) are multiplied and summed, and the sum enters the total with its scale:
 //   total = scale * sum(q x) + total,  with minima also  total = minimum * sum(x) + total
-// so that no weight is ever rounded. Up to kInlineRows rows of x, operands go from packed bytes to registers;
-// beyond, they are unpacked once for all rows into the first-level cache, a chunk of columns at a time.
-// Weights are read once per kPanelRows rows of x, and nothing of their size is materialised. The order of a
-// row's operations is the same in all cases.
+// so that no weight is ever rounded.
+// Of a few rows of x, operands go from packed bytes to registers; of more, they are unpacked once for all
+// into the first-level cache, a chunk of columns at a time. Weights are read once per kPanelRows rows of x,
+// and nothing of their size is materialised. The order of a row's operations is the same in all cases.
 #include <algorithm>
 #include <type_traits>
 
@@ -15,7 +15,6 @@
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {
 
-constexpr int kInlineRows = 4;
 constexpr int kPanelRows = 192;  // x of a panel stays in the second-level cache
 constexpr int kChunkBlocks = 8;  // operands of a chunk: 8 KiB of bfloat16 pairs, 16 KiB of floats
 
@@ -106,34 +105,39 @@ void multiply_rows(int rows, const Source& source, const Run<Arithmetic>& run) {
 // All blocks of a tile with a panel of rows.
 template <class Arithmetic, WeightFormat kFormat>
 void multiply_tile(int num_blocks, int rows, Run<Arithmetic> run) {
-  using Operand = typename Arithmetic::Operand;
   constexpr Scaling kScaling = scaling_of(kFormat);
-  constexpr int kInline = std::min(kInlineRows, Arithmetic::kMaxRows);
-  const Packed<Arithmetic, kFormat> packed{run.scales};
-  if (rows <= kInline) {
+  constexpr int kMaxRows = Arithmetic::kMaxRows, kVectors = Arithmetic::kVectors;
+  using Straight = Packed<Arithmetic, kFormat>;
+  if (rows <= kMaxRows) {
     run.num_blocks = num_blocks;
-    return multiply_rows<Arithmetic, kScaling, kInline>(rows, packed, run);
+    return multiply_rows<Arithmetic, kScaling, kMaxRows>(rows, Straight{run.scales}, run);
   }
-  Operand operands[kChunkBlocks * kPairs * Arithmetic::kVectors];
-  const int groups = (rows + Arithmetic::kMaxRows - 1) / Arithmetic::kMaxRows;
+  const int groups = (rows + kMaxRows - 1) / kMaxRows;
   for (int first = 0; first < num_blocks; first += kChunkBlocks) {
     Run<Arithmetic> chunk = run;
     chunk.num_blocks = std::min(kChunkBlocks, num_blocks - first);
-    for (int block = 0; block < chunk.num_blocks; ++block)
-#pragma GCC unroll 16
-      for (int pair = 0; pair < kPairs; ++pair)
-        for (int v = 0; v < Arithmetic::kVectors; ++v)
-          operands[(block * kPairs + pair) * Arithmetic::kVectors + v] =
-              packed.operand(packed, first + block, pair, v);
     chunk.scales += first * run.block_bytes;
-    for (int group = 0; group < groups; ++group) {  // of sizes that differ by one at most
-      const int begin = rows * group / groups, end = rows * (group + 1) / groups;
-      Run<Arithmetic> some = chunk;
-      some.x += begin * run.x_stride + first * kBlockColumns;
-      some.sums += begin * run.sums_stride + first;
-      some.totals += begin * kTileRows;
-      multiply_rows<Arithmetic, kScaling, Arithmetic::kMaxRows>(end - begin, Unpacked<Arithmetic>{operands},
-                                                                some);
+    const auto multiply_groups = [&](const auto& source) {
+      for (int group = 0; group < groups; ++group) {  // of sizes that differ by one at most
+        const int begin = rows * group / groups, end = rows * (group + 1) / groups;
+        Run<Arithmetic> some = chunk;
+        some.x += begin * run.x_stride + first * kBlockColumns;
+        some.sums += begin * run.sums_stride + first;
+        some.totals += begin * kTileRows;
+        multiply_rows<Arithmetic, kScaling, kMaxRows>(end - begin, source, some);
+      }
+    };
+    const Straight straight{chunk.scales};
+    if constexpr (Arithmetic::is_operand(kFormat)) {
+      multiply_groups(straight);
+    } else {
+      typename Arithmetic::Operand operands[kChunkBlocks * kPairs * kVectors];
+      for (int block = 0; block < chunk.num_blocks; ++block)
+#pragma GCC unroll 16
+        for (int pair = 0; pair < kPairs; ++pair)
+          for (int v = 0; v < kVectors; ++v)
+            operands[(block * kPairs + pair) * kVectors + v] = Straight::operand(straight, block, pair, v);
+      multiply_groups(Unpacked<Arithmetic>{operands});
     }
   }
 }

@@ -22,6 +22,7 @@ struct FloatArithmetic {
   static constexpr int kVectors = kTileRows / kLanes;  // that a tile's rows are
   // Rows of x that are multiplied together: their sums stay in registers.
   static constexpr int kMaxRows = kLanes == 16 ? 6 : kLanes == 8 ? 4 : 2;
+  static constexpr bool is_operand(WeightFormat) { return false; }  // as it is packed
   struct Operand {
     Floats first, second;  // the columns of a pair
   };
@@ -60,6 +61,7 @@ struct BFloatArithmetic {
   using Operand = __m512i;
   static constexpr int kVectors = 1;
   static constexpr int kMaxRows = 8;
+  static constexpr bool is_operand(WeightFormat format) { return format == WeightFormat::kBFloat16; }
 
   TOKENSTEP_VEC Floats multiply(Operand w, const Element* x, Floats sum) {
     const __m512i both = _mm512_set1_epi32(static_cast<int>(load_word(x)));

@@ -1,17 +1,11 @@
 #include "cpu/packed_matrix.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "common/numerics.h"
 
 namespace tokenstep::cpu {
 namespace {
-
-constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 template <class T>
 T read(const uint8_t* from) {
@@ -43,22 +37,16 @@ void scatter_nibbles(const uint8_t* from, uint8_t* lane) {
 
 }  // namespace
 
-void PackedMatrix::Free::operator()(uint8_t* data) const { std::free(data); }
-
-PackedMatrix::PackedMatrix(WeightFormat format, int64_t rows, int64_t columns)
-    : format_(format), rows_(rows), columns_(columns) {
-  data_.reset(static_cast<uint8_t*>(
-      std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(bytes(), kAlignment)))));
-  if (!data_) throw std::bad_alloc();
-  if (rows_ % kTileRows)
-    memset(data_.get() + (tiles() - 1) * tile_bytes(), 0, static_cast<size_t>(tile_bytes()));
+PackedMatrix::PackedMatrix(WeightFormat format, int64_t rows, int64_t columns, uint8_t* data)
+    : format_(format), rows_(rows), columns_(columns), data_(data) {
+  if (rows_ % kTileRows) memset(data_ + (tiles() - 1) * tile_bytes(), 0, static_cast<size_t>(tile_bytes()));
 }
 
 void PackedMatrix::pack(const uint8_t* source, int64_t first_row, int64_t count) {
   const int scales = scale_bytes(format_), block = block_bytes(format_);
   for (int64_t row = first_row; row < first_row + count; ++row) {
     const int64_t lane = row % kTileRows;
-    uint8_t* out = data_.get() + row / kTileRows * tile_bytes();
+    uint8_t* out = data_ + row / kTileRows * tile_bytes();
     for (int64_t i = 0; i < blocks(); ++i, source += block, out += kTileRows * block) {
       scatter<2>(source, scales / 2, out + lane * 2);
       uint8_t* values = out + kTileRows * scales;

@@ -11,7 +11,6 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 namespace tokenstep::cpu {
 
@@ -53,10 +52,18 @@ constexpr int block_bytes(WeightFormat format) { return scale_bytes(format) + va
 constexpr int word_of_pair(int pair) { return pair % 8 / 2; }
 constexpr int nibble_of_pair(int pair) { return 2 * (pair % 2) + pair / 8; }
 
+// Bytes of a packed matrix.
+constexpr int64_t packed_bytes(WeightFormat format, int64_t rows, int64_t columns) {
+  return (rows + kTileRows - 1) / kTileRows * kTileRows * (columns / kBlockColumns) * block_bytes(format);
+}
+
 class PackedMatrix {
  public:
-  // Uninitialised but for the rows that fill up the last tile, which are zeros. columns: a multiple of 32.
-  PackedMatrix(WeightFormat format, int64_t rows, int64_t columns);
+  static constexpr int kAlignment = 64;  // a cache line, and the widest vector
+
+  // In memory of the caller's, bytes() of it from an aligned address. columns: a multiple of 32. Rows that
+  // fill up the last tile become zeros; all others are to be packed.
+  PackedMatrix(WeightFormat format, int64_t rows, int64_t columns, uint8_t* data);
 
   // Rows first_row .. first_row + count of the matrix from as many rows of `source`, row_bytes() each:
   // bfloat16 values, or GGUF's blocks. Threads may pack different rows at once.
@@ -71,16 +78,13 @@ class PackedMatrix {
   int64_t tiles() const { return (rows_ + kTileRows - 1) / kTileRows; }
   int64_t row_bytes() const { return blocks() * block_bytes(format_); }
   int64_t tile_bytes() const { return kTileRows * row_bytes(); }
-  int64_t bytes() const { return tiles() * tile_bytes(); }
-  const uint8_t* tile(int64_t index) const { return data_.get() + index * tile_bytes(); }
+  int64_t bytes() const { return packed_bytes(format_, rows_, columns_); }
+  const uint8_t* tile(int64_t index) const { return data_ + index * tile_bytes(); }
 
  private:
-  struct Free {
-    void operator()(uint8_t* data) const;
-  };
   WeightFormat format_;
   int64_t rows_, columns_;
-  std::unique_ptr<uint8_t[], Free> data_;
+  uint8_t* data_;
 };
 
 }  // namespace tokenstep::cpu

@@ -9,6 +9,7 @@ an exponential in pieces too small to be split (`in_pieces`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,34 @@ from torch import Tensor
 TILE_ROWS = 32
 UNSPLIT = 16384
 """Elements that torch's functions never split between threads: 32768 in general, half of that in gelu."""
+
+
+class Projection(Protocol):
+    """y = x Wᵀ + b: `Linear`, or `PackedLinear` with packed weights."""
+
+    bias: Tensor | None
+
+    @property
+    def form(self) -> str:
+        """What the weights are when they are multiplied."""
+        ...
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        ...
+
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in], a new tensor."""
+        ...
+
+    def as_batch_invariant(self) -> Projection:
+        """The same weights in a form where a row's result doesn't depend on what other rows there are."""
+        ...
 
 
 class Linear:
@@ -36,6 +65,11 @@ class Linear:
         self.bias = bias
         self.in_tiles = in_tiles
 
+    @property
+    def form(self) -> str:
+        """A tensor, multiplied by torch."""
+        return "dense"
+
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
         if self.in_tiles:
@@ -45,6 +79,10 @@ class Linear:
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Residual [T, out] + the projection of x [T, in], a new tensor."""
         return torch.add(residual, self(x))
+
+    def as_batch_invariant(self) -> Linear:
+        """The same with every product in tiles."""
+        return Linear(self.weight, self.bias, in_tiles=True)
 
     def _project_tiles(self, x: Tensor) -> Tensor:
         rows = len(x)
