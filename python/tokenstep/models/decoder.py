@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.layers import Gate, HeadNorm, Linear, RMSNorm, soft_cap
+from tokenstep.models.layers import Gate, HeadNorm, Projection, RMSNorm, soft_cap
 from tokenstep.models.memory import lazy_zeros
+from tokenstep.models.packed_linear import PackedWeight, embed
 
 
 @dataclass
@@ -69,11 +69,11 @@ class Layer:
     """One layer's weights. The post norms are None but in Gemma-2, head_norm is None but in Qwen3."""
 
     attention_norm: RMSNorm
-    qkv: Linear
-    output: Linear
+    qkv: Projection
+    output: Projection
     mlp_norm: RMSNorm
-    gate_up: Linear
-    down: Linear
+    gate_up: Projection
+    down: Projection
     window: int | None
     head_norm: HeadNorm | None = None
     post_attention_norm: RMSNorm | None = None
@@ -85,7 +85,7 @@ class DecoderModel:
 
     Args:
         config: the model's shape.
-        embedding: [vocab_size, hidden_size]; its dtype and device are the model's.
+        embedding: [vocab_size, hidden_size], packed or not; its dtype and device are the model's.
         layers: one entry a layer.
         final_norm: the norm before the head.
         head: hidden states to logits.
@@ -97,10 +97,10 @@ class DecoderModel:
     def __init__(
         self,
         config: ModelConfig,
-        embedding: Tensor,
+        embedding: Tensor | PackedWeight,
         layers: list[Layer],
         final_norm: RMSNorm,
-        head: Linear,
+        head: Projection,
         rope: Rope,
         batch_invariant: bool = False,
     ) -> None:
@@ -117,28 +117,29 @@ class DecoderModel:
         self._embedding_scale = None if scale is None else float(torch.tensor(scale, dtype=embedding.dtype))
 
     def as_batch_invariant(self) -> DecoderModel:
-        """The same model, over the same weights, with every product in tiles of a fixed number of rows."""
-
-        def tiled(linear: Linear) -> Linear:
-            return Linear(linear.weight, linear.bias, in_tiles=True)
-
+        """The same model, over the same weights, where a row of a product depends on no other row."""
         layers = [
             replace(
                 layer,
-                qkv=tiled(layer.qkv),
-                output=tiled(layer.output),
-                gate_up=tiled(layer.gate_up),
-                down=tiled(layer.down),
+                qkv=layer.qkv.as_batch_invariant(),
+                output=layer.output.as_batch_invariant(),
+                gate_up=layer.gate_up.as_batch_invariant(),
+                down=layer.down.as_batch_invariant(),
             )
             for layer in self.layers
         ]
-        return DecoderModel(
-            self.config, self.embedding, layers, self.final_norm, tiled(self.head), self.rope, True
-        )
+        head = self.head.as_batch_invariant()
+        return DecoderModel(self.config, self.embedding, layers, self.final_norm, head, self.rope, True)
+
+    @property
+    def weight_forms(self) -> tuple[str, ...]:
+        """The forms of all projections, sorted: "dense" for tensors, else what our kernel multiplies."""
+        layers = ((layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers)
+        return tuple(sorted({projection.form for layer in layers for projection in layer} | {self.head.form}))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of weights, hidden states and logits."""
+        """The dtype of hidden states, logits and what weights are dense."""
         return self.embedding.dtype
 
     @property
@@ -149,7 +150,7 @@ class DecoderModel:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """Appends the batch's keys and values to `cache`; returns final hidden states [S, hidden_size]."""
-        hidden = F.embedding(batch.tokens, self.embedding)
+        hidden = embed(batch.tokens, self.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale
         for index, layer in enumerate(self.layers):

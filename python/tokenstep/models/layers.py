@@ -10,7 +10,7 @@ it is torch's.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,34 @@ from torch import Tensor
 from tokenstep._native import cpu
 
 TILE_ROWS = 32
+
+
+class Projection(Protocol):
+    """y = x Wᵀ + b: `Linear`, or `PackedLinear` with packed weights."""
+
+    bias: Tensor | None
+
+    @property
+    def form(self) -> str:
+        """What the weights are when they are multiplied."""
+        ...
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        ...
+
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in], a new tensor."""
+        ...
+
+    def as_batch_invariant(self) -> Projection:
+        """The same weights in a form where a row's result doesn't depend on what other rows there are."""
+        ...
 
 
 class Linear:
@@ -38,6 +66,11 @@ class Linear:
         self.bias = bias
         self.in_tiles = in_tiles
 
+    @property
+    def form(self) -> str:
+        """A tensor, multiplied by torch."""
+        return "dense"
+
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
         if self.in_tiles:
@@ -47,6 +80,10 @@ class Linear:
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Residual [T, out] + the projection of x [T, in], a new tensor."""
         return torch.add(residual, self(x))
+
+    def as_batch_invariant(self) -> Linear:
+        """The same with every product in tiles."""
+        return Linear(self.weight, self.bias, in_tiles=True)
 
     def _project_tiles(self, x: Tensor) -> Tensor:
         rows = len(x)
