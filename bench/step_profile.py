@@ -31,12 +31,13 @@ from tokenstep import LLM  # noqa: E402
 from tokenstep.bench.generate import PARAMETERS, PROMPT_TOKENS, Case  # noqa: E402
 from tokenstep.bench.machine import describe_machine  # noqa: E402
 from tokenstep.engine import engine, loop, runner  # noqa: E402
-from tokenstep.models import decoder, layers  # noqa: E402
+from tokenstep.models import decoder, layers, packed_linear  # noqa: E402
 
 PRODUCTS = "matrix products"
 STEP = "schedule, lists, outputs"
 OPS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     (PRODUCTS, layers.Linear, ("__call__", "added_to")),
+    (PRODUCTS, packed_linear.PackedLinear, ("__call__", "added_to")),
     ("norms", layers.RMSNorm, ("__call__",)),
     ("norms", layers.HeadNorm, ("__call__",)),
     ("gate", layers.Gate, ("__call__",)),
@@ -132,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--weights", default="dequantised", help="as of tokenstep complete")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--prefill", type=int, nargs="+", metavar="N", help="prompts of N tokens, one each")
     parser.add_argument("--output-tokens", type=int, default=48)
@@ -154,6 +156,7 @@ def main() -> None:
     llm = LLM(
         args.model,
         dtype=args.dtype,
+        weights=args.weights,
         device="cpu",
         max_batch=max(args.batches),
         kv_tokens=max(case.batch for case in cases.values()) * (longest + 16),

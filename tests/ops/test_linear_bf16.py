@@ -1,4 +1,4 @@
-"""Products of bfloat16 with packed bfloat16 weights: within rounding of float64, the same bits in any company."""
+"""Products with packed bfloat16 weights: within rounding of float64, the same bits in any company."""
 
 from __future__ import annotations
 

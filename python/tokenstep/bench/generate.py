@@ -204,6 +204,7 @@ def run(
             "parameters": PARAMETERS,
         },
     )
+    report.rows.append(_command_row(gguf, threads, progress))
     with contextlib.ExitStack() as stack:
         processes: dict[str, PeerProcess] = {}
         for name, python in interpreters.items():
@@ -211,7 +212,6 @@ def run(
             first, process = _started(name, python, of_peer, progress)
             processes[name] = stack.enter_context(process)
             report.rows.append(_start_row(name, first, process.start_mib))
-        report.rows.insert(0, _command_row(gguf, threads, progress))
         seconds = _measure(processes, cases, rounds, deadline, progress)
         for case in cases:
             for name in processes:

@@ -114,12 +114,15 @@ def first_output(command: Sequence[str]) -> tuple[float, float]:
     Raises PeerFailed if it ends without a word.
     """
     begin = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said) as process,
+    ):
         assert process.stdout is not None
         if not process.stdout.read(1):
-            raise PeerFailed(f"{command[0]} has ended without output")
+            process.wait()
+            said.seek(0)
+            raise PeerFailed(f"{command[0]} has ended without output: {said.read()[-1500:].strip()}")
         seconds = time.perf_counter() - begin
         process.stdout.read()
         _, _, usage = os.wait4(process.pid, 0)
