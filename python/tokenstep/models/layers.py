@@ -36,12 +36,12 @@ class Projection(Protocol):
         """[out, in]."""
         ...
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] to [T, out]."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, in] to [T, out]. `out` is room for the result, which needn't be used."""
         ...
 
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Residual [T, out] + the projection of x [T, in], a new tensor."""
+    def added_to(self, residual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in]: a new tensor, or `out`, even the residual."""
         ...
 
     def as_batch_invariant(self) -> Projection:
@@ -71,15 +71,15 @@ class Linear:
         """A tensor, multiplied by torch."""
         return "dense"
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] to [T, out]."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, in] to [T, out], a new tensor."""
         if self.in_tiles:
             return self._project_tiles(x)
         return F.linear(x, self.weight, self.bias)
 
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Residual [T, out] + the projection of x [T, in], a new tensor."""
-        return torch.add(residual, self(x))
+    def added_to(self, residual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in]: a new tensor, or `out`."""
+        return torch.add(residual, self(x), out=out)
 
     def as_batch_invariant(self) -> Linear:
         """The same with every product in tiles."""
@@ -105,10 +105,10 @@ class Gate:
     def __init__(self, activation: str) -> None:
         self.activation = activation
 
-    def __call__(self, gate_up: Tensor) -> Tensor:
-        """[T, 2 size], the gate first, to [T, size]."""
+    def __call__(self, gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, 2 size], the gate first, to [T, size]. `out` is room for the result, which needn't be used."""
         if gate_up.is_cpu:
-            return cast(Tensor, cpu.gate(gate_up, self.activation))
+            return cast(Tensor, cpu.gate(gate_up, self.activation, out))
         gate, up = gate_up.chunk(2, 1)
         return (F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
@@ -137,10 +137,10 @@ class RMSNorm:
         self.eps = eps
         self._shape = (weight.shape[-1],)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, size] to the same shape and dtype."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, size] to the same shape and dtype. `out` is room for the result, which needn't be used."""
         if x.is_cpu:
-            return cast(Tensor, cpu.rms_norm(x, self.weight, self.eps))
+            return cast(Tensor, cpu.rms_norm(x, self.weight, self.eps, out))
         if self._fused:
             return F.rms_norm(x, self._shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self._shape, self.weight, self.eps).to(x.dtype)

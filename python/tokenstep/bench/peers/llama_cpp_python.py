@@ -1,4 +1,4 @@
-"""llama.cpp by the C functions that llama-cpp-python binds: prompts as sequences of one batch.
+"""llama.cpp by the C functions that llama-cpp-python (0.3.36) binds: prompts as sequences of one batch.
 
 Its Python class would copy all logits in each step; these calls leave them where they are.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import llama_cpp
 
 MICRO_BATCH = 512  # tokens of one pass, llama.cpp's default
+PENALISED = 4096  # the last tokens, more than any case has
 
 
 class Peer:
@@ -38,7 +39,7 @@ class Peer:
     ) -> float:
         """Seconds from the prompts' ids to the last id."""
         context = self._context(prompts, output_tokens)
-        samplers = [self._sampler(sampling, seed) for seed in range(len(prompts))]
+        samplers = [self._sampler(sampling, prompt, seed) for seed, prompt in enumerate(prompts)]
         batch = llama_cpp.llama_batch_init(max(MICRO_BATCH, len(prompts)), 0, 1)
         try:
             begin = time.perf_counter()
@@ -83,15 +84,15 @@ class Peer:
             raise RuntimeError(f"llama.cpp can't make a context of {params.n_ctx} tokens")
         return context
 
-    @staticmethod
-    def _sampler(sampling: dict[str, float] | None, seed: int) -> Any:
+    def _sampler(self, sampling: dict[str, float] | None, prompt: list[int], seed: int) -> Any:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if sampling is None:
             stages = [llama_cpp.llama_sampler_init_greedy()]
         else:
             stages = [
                 llama_cpp.llama_sampler_init_penalties(
-                    -1,  # all tokens of the context
+                    llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)),
+                    PENALISED,
                     sampling["repetition_penalty"],
                     sampling["frequency_penalty"],
                     sampling["presence_penalty"],
@@ -104,6 +105,8 @@ class Peer:
             ]
         for stage in stages:
             llama_cpp.llama_sampler_chain_add(chain, stage)
+        for token in prompt:  # which counts for the penalties
+            llama_cpp.llama_sampler_accept(chain, token)
         return chain
 
     @staticmethod
