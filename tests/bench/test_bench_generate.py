@@ -108,7 +108,7 @@ def test_a_peer_sleeps_unless_it_is_asked(scripted: str) -> None:
 def test_a_peer_that_breaks_says_why(scripted: str) -> None:
     with (
         PeerProcess("scripted", scripted, sys.executable, OPTIONS) as peer,
-        pytest.raises(PeerFailed, match=r"scripted has ended: (.|\n)*broken on purpose"),
+        pytest.raises(PeerFailed, match=r"scripted has ended \(1\): (.|\n)*broken on purpose"),
     ):
         peer.generate([[1]], 1, "break")  # type: ignore[arg-type]
     with pytest.raises(PeerFailed, match="No module named 'no_such_peer'"):

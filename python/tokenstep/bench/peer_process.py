@@ -98,9 +98,9 @@ class PeerProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
+            code = self._process.wait()
             self._said.seek(0)
-            raise PeerFailed(f"{self.name} has ended: {self._said.read()[-1500:].strip()}")
+            raise PeerFailed(f"{self.name} has ended ({code}): {self._said.read()[-1500:].strip()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
