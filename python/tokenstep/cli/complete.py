@@ -39,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="what weights and cache are kept in (default: auto)",
+        help="what is computed in (default: auto)",
+    )
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        choices=("auto", "dequantised"),
+        help="auto: quantised ones stay so on a CPU; dequantised: all become dtype (default: auto)",
     )
     parser.add_argument(
         "--batch-invariant",
@@ -94,6 +100,7 @@ def _complete(request: CompletionRequest, args: argparse.Namespace, max_batch: i
             args.model,
             device=args.device,
             dtype=args.dtype,
+            weights=args.weights,
             max_batch=max_batch,
             batch_invariant=args.batch_invariant,
         )

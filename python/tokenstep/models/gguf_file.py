@@ -79,6 +79,12 @@ class GgufFile:
         flat = np.frombuffer(self._data, np.uint8, tensor.num_bytes, tensor.start)
         return flat.reshape(-1, _row_bytes(tensor.kind, tensor.shape[-1]))
 
+    def release(self, tensor: GgufTensor) -> None:
+        """Takes the tensor's pages out of the process; what is read again comes from the file anew."""
+        page = mmap.PAGESIZE
+        first, end = tensor.start // page * page, -(-(tensor.start + tensor.num_bytes) // page) * page
+        self._data.madvise(mmap.MADV_DONTNEED, first, min(end, len(self._data)) - first)
+
     def header(self) -> memoryview:
         """All bytes before the data."""
         return memoryview(self._data)[: self._at]
