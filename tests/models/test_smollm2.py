@@ -69,7 +69,9 @@ def reference(smollm2: LoadedModel) -> LlamaForCausalLM:
         if name == "lm_head.weight":
             continue
         tensor = file.tensors[names.get_name(name, try_suffixes=(".weight",))]
-        values = torch.tensor(gguf.dequantize(file.raw(tensor), tensor.kind)).view(tensor.shape)
+        values = torch.tensor(
+            gguf.dequantize(file.raw(tensor), gguf.GGMLQuantizationType(tensor.kind.number))
+        ).view(tensor.shape)
         if ".q_proj." in name or ".k_proj." in name:
             pairs = values.unflatten(0, (heads if ".q_proj." in name else kv_heads, -1, 2))
             values = pairs.transpose(1, 2).reshape(values.shape)
