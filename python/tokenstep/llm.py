@@ -41,6 +41,8 @@ class LLM:
         model: "smollm2", a .gguf file, or a folder with config.json and safetensors.
         device: "cpu", "cuda" or "auto", a GPU where torch and this build can use it.
         dtype: "float32", "bfloat16", "float16" or "auto".
+        weights: "auto": on a CPU, matrices in Q4_0, Q4_1 and Q8_0 stay as they are and are multiplied so;
+            "dequantised": all become `dtype`.
         max_batch: sequences that are generated together; more wait for their turn.
         kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
             CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
@@ -70,6 +72,7 @@ class LLM:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        weights: str = "auto",
         max_batch: int = 32,
         kv_tokens: int | None = None,
         batch_invariant: bool = False,
@@ -89,7 +92,7 @@ class LLM:
             max_waiting_tokens=max_waiting_tokens,
         )
         place = choose_device(device)
-        loaded = load(model, device=place, dtype=dtype, progress=progress)
+        loaded = load(model, device=place, dtype=dtype, weights=weights, progress=progress)
         self.name = name or loaded.name
         self.tokenizer = loaded.tokenizer
         self.system_fingerprint = fingerprint(loaded, place, batch_invariant)
@@ -311,7 +314,7 @@ class LLM:
 
 
 def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool) -> str:
-    """Names all that decides the tokens: versions of package, arithmetic and torch; device, mode, weights."""
+    """Names all that decides the tokens: versions, device, dtype, the forms of weights, mode, the weights."""
     parts = [
         "tokenstep",
         __version__,
@@ -320,6 +323,7 @@ def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool
         str(device),
         _native.cpu.isa() if device.type == "cpu" else torch.cuda.get_device_name(device).replace(" ", "_"),
         str(loaded.model.dtype).removeprefix("torch."),
+        "+".join(loaded.model.weight_forms),
         *(["batch_invariant"] if batch_invariant else []),
         loaded.weights_id,
     ]

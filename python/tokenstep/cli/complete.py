@@ -59,7 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="what weights and cache are kept in (default: auto)",
+        help="what is computed in (default: auto)",
+    )
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        choices=("auto", "dequantised"),
+        help="auto: quantised ones stay so on a CPU; dequantised: all become dtype (default: auto)",
     )
     parser.add_argument("--peft", metavar="PATH", help="a LoRA adapter in PEFT's format to use")
     parser.add_argument(
@@ -151,6 +157,7 @@ def _complete(request: CompletionRequest | ChatRequest, args: argparse.Namespace
             args.model,
             device=args.device,
             dtype=args.dtype,
+            weights=args.weights,
             max_batch=max_batch,
             batch_invariant=args.batch_invariant,
         )

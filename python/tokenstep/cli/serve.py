@@ -28,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="what weights and cache are kept in (default: auto)",
+        help="what is computed in (default: auto)",
+    )
+    add(
+        "--weights",
+        default="auto",
+        choices=("auto", "dequantised"),
+        help="auto: quantised ones stay so on a CPU; dequantised: all become dtype (default: auto)",
     )
     add(
         "--served-model-name",
@@ -199,6 +205,7 @@ def _load(args: argparse.Namespace) -> CompletionService:
         args.model,
         device=args.device,
         dtype=args.dtype,
+        weights=args.weights,
         max_batch=args.max_num_seqs,
         kv_tokens=args.kv_tokens,
         batch_invariant=args.batch_invariant,

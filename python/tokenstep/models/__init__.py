@@ -7,6 +7,7 @@ from tokenstep.models.load import LoadedModel, load
 from tokenstep.models.lora import AdapterRows, LoraAdapter
 from tokenstep.models.peft import load_adapter
 from tokenstep.models.tokenizer import Tokenizer
+from tokenstep.models.workspace import Workspace
 
 __all__ = [
     "AdapterRows",
@@ -21,6 +22,7 @@ __all__ = [
     "RopeConfig",
     "Tokenizer",
     "UnsupportedConfig",
+    "Workspace",
     "load",
     "load_adapter",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.decoder import Layer
-from tokenstep.models.layers import Linear
+from tokenstep.models.layers import Linear, Projection
 
 PRODUCTS = {
     "q": "qkv",
@@ -121,7 +121,7 @@ def make_adapter(
 
 
 class AdaptedLinear:
-    """A product of the decoder with the updates of several adapters; in its place for one step.
+    """A product of the decoder with the updates of several adapters; in its place for one batch.
 
     Args:
         base: the model's own product.
@@ -130,22 +130,22 @@ class AdaptedLinear:
 
     __slots__ = ("_base", "_updates")
 
-    def __init__(self, base: Linear, updates: Sequence[tuple[Update, Tensor | None]]) -> None:
+    def __init__(self, base: Projection, updates: Sequence[tuple[Update, Tensor | None]]) -> None:
         self._base = base
         self._updates = updates
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] to [T, out]."""
-        return self._update(self._base(x), x)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, in] to [T, out]. `out` is room for the result, which needn't be used."""
+        return self._update(self._base(x, out), x)
 
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Residual [T, out] + the projection of x [T, in], a new tensor."""
-        return self._update(self._base.added_to(residual, x), x)
+    def added_to(self, residual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in]: a new tensor, or `out`, even the residual."""
+        return self._update(self._base.added_to(residual, x, out), x)
 
-    def _update(self, out: Tensor, x: Tensor) -> Tensor:
+    def _update(self, result: Tensor, x: Tensor) -> Tensor:
         for update, rows in self._updates:
-            update.add_to(out, x, rows)
-        return out
+            update.add_to(result, x, rows)
+        return result
 
 
 class AdapterRows:
