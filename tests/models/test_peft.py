@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from lora_files import CONFIG, merged, random_adapter, write_adapter
 from safetensors.torch import save_file
-from tiny_models import build, save_folder, write_gguf
+from tiny_models import build, quantized, save_folder, write_gguf
 
 import tokenstep as ts
+from tokenstep.cli.main import main
 from tokenstep.completions.errors import RequestError
 from tokenstep.completions.schema import Completion
 from tokenstep.models import ModelFileError, ModelNotFound, UnsupportedConfig
@@ -110,6 +112,19 @@ def test_a_gguf_files_rows_are_in_the_adapters_order(folder: Path, tmp_path: Pat
         found = score(llm, "one")
     with open_llm(folder / "merged-one") as llm:
         assert found == pytest.approx(score(llm), abs=TOLERANCE)
+
+
+def test_adapters_work_over_weights_that_stay_quantised(folder: Path, tmp_path: Path) -> None:
+    path = write_gguf(build("llama"), tmp_path / "tiny.gguf", encode=quantized(GGMLQuantizationType.Q8_0))
+    scores = []
+    for weights in ("auto", "dequantised"):
+        with open_llm(path, weights=weights) as llm:
+            assert ("q8_0" in llm.service.engine.runner.model.weight_forms) == (weights == "auto")
+            llm.add_adapter("one", folder / "one")
+            scores.append((score(llm), score(llm, "one")))
+    for quantised, dense in zip(*scores, strict=True):
+        assert quantised == pytest.approx(dense, abs=TOLERANCE)
+    assert scores[0][0] != pytest.approx(scores[0][1], abs=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -319,6 +334,40 @@ def test_an_adapter_with_nan_fails_its_own_requests_alone(tmp_path: Path, llm: t
     with pytest.raises(ts.completions.errors.GenerationError, match="NaN"):
         llm.complete(IDS, **GREEDY, peft="nan")
     assert score(llm) == before
+
+
+class TestCommandLine:
+    def test_complete_takes_a_path(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["complete", "the", "--dtype", "float32", "--temperature", "0", "--ignore-eos", "--json"]
+        texts = []
+        for options in (
+            ["--model", str(folder / "model"), "--peft", str(folder / "one")],
+            ["--model", str(folder / "merged-one")],
+            ["--model", str(folder / "model")],
+        ):
+            assert main([*words, *options]) == 0
+            texts.append(json.loads(capsys.readouterr().out)["choices"][0]["text"])
+        assert texts[0] == texts[1] != texts[2]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["complete", "the", "--peft", "nowhere"], "adapter = 'nowhere', expected a folder with"),
+            (["serve", "--peft", "nowhere"], "argument --peft: nowhere: expected NAME=PATH"),
+            (["batch", "a", "b", "--peft", "=nowhere"], "argument --peft: =nowhere: expected NAME=PATH"),
+        ],
+    )
+    def test_wrong_adapters_are_one_line_and_exit_code_2(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    ) -> None:
+        try:
+            code: object = main([*words, "--model", str(folder / "model")])
+        except SystemExit as left:
+            code = left.code
+        error = capsys.readouterr().err
+        assert code == 2
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.peer

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenstep.cli.options import count, device_name, named_path
+from tokenstep.cli.options import add_model_options, add_naming_options, count, load_named_llm
 from tokenstep.cli.text import CommandError
 from tokenstep.threads import let_idle_threads_sleep
 
@@ -21,23 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("input", type=Path, help="requests, a JSON object a line: custom_id, method, url, body")
     add("output", type=Path, help="results are appended here; what has one isn't computed again")
-    add("--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)")
-    add("--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="what weights and cache are kept in (default: auto)",
-    )
-    add("--served-model-name", nargs="+", metavar="NAME", help="what requests may call the model")
-    add(
-        "--peft",
-        action="append",
-        default=[],
-        type=named_path,
-        metavar="NAME=PATH",
-        help="a LoRA adapter in PEFT's format, and what requests call it; may be repeated",
-    )
+    add_model_options(parser)
+    add_naming_options(parser)
     add("--max-num-seqs", type=count, default=32, metavar="N", help="texts generated together (default: 32)")
     add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
     add("--default-max-tokens", type=count, default=16, metavar="N", help="where none is given (default: 16)")
@@ -79,37 +64,18 @@ def _answer(args: argparse.Namespace, total: int, output: BatchOutput) -> None:
     from tqdm import tqdm
 
     from tokenstep.completions.batch import read_lines, run_batch
-    from tokenstep.llm import LLM
-    from tokenstep.models import ModelNotFound
 
-    names = args.served_model_name or []
-    try:
-        llm = LLM(
-            args.model,
-            device=args.device,
-            dtype=args.dtype,
-            max_batch=args.max_num_seqs,
-            kv_tokens=args.kv_tokens,
-            batch_invariant=args.batch_invariant,
-            seed=args.default_seed,
-            default_max_tokens=args.default_max_tokens,
-            name=names[0] if names else None,
-            aliases=names[1:],
-        )
-        for name, path in args.peft:
-            llm.add_adapter(name, path)
-    except ModelNotFound as error:
-        raise CommandError(str(error)) from None
-    bar = tqdm(
-        total=total,
-        initial=len(output.done),
-        unit=" requests",
-        file=sys.stderr,
-        disable=not sys.stderr.isatty(),
-    )
-    with llm, bar:
+    with (
+        load_named_llm(args) as llm,
+        tqdm(
+            total=total,
+            initial=len(output.done),
+            unit=" requests",
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+        ) as bar,
+    ):
         lines = read_lines(args.input, without=set(output.done))
         # twice as many as are generated together, so that there is always one to follow
-        asyncio.run(
-            run_batch(llm.service, lines, output, in_flight=2 * args.max_num_seqs, on_result=bar.update)
-        )
+        work = run_batch(llm.service, lines, output, in_flight=2 * args.max_num_seqs, on_result=bar.update)
+        asyncio.run(work)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from tokenstep.cli.options import device_name
+from tokenstep.cli.options import add_model_options, load_llm
 from tokenstep.cli.text import CommandError, as_utf8
 from tokenstep.completions.chat_schema import (
     ChatChoice,
@@ -49,24 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``tokenstep complete``: its own, and one for each field of the request."""
     parser.usage = "tokenstep complete [options] [prompt ...]"
     parser.add_argument("prompt", nargs="*", help="one prompt or more; - reads one from stdin")
-    parser.add_argument(
-        "--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)"
-    )
-    parser.add_argument(
-        "--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)"
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="what is computed in (default: auto)",
-    )
-    parser.add_argument(
-        "--weights",
-        default="auto",
-        choices=("auto", "dequantised"),
-        help="auto: quantised ones stay so on a CPU; dequantised: all become dtype (default: auto)",
-    )
+    add_model_options(parser)
     parser.add_argument("--peft", metavar="PATH", help="a LoRA adapter in PEFT's format to use")
     parser.add_argument(
         "--batch-invariant",
@@ -149,23 +132,9 @@ def _complete(request: CompletionRequest | ChatRequest, args: argparse.Namespace
     let_idle_threads_sleep()
     begin = time.perf_counter()
     from tokenstep.completions.chat import chat
-    from tokenstep.llm import LLM
-    from tokenstep.models import ModelNotFound
 
-    try:
-        loaded = LLM(
-            args.model,
-            device=args.device,
-            dtype=args.dtype,
-            weights=args.weights,
-            max_batch=max_batch,
-            batch_invariant=args.batch_invariant,
-        )
-        if args.peft is not None:
-            loaded.add_adapter(args.peft, args.peft)
-    except ModelNotFound as error:
-        raise CommandError(str(error)) from None
-    with loaded as llm:
+    adapters = [] if args.peft is None else [(args.peft, args.peft)]
+    with load_llm(args, adapters, max_batch=max_batch) as llm:
         watch = Stopwatch(loading=time.perf_counter() - begin)
         if request.stream:
             usage = _stream(_chunks(llm.service, request), watch, as_json=args.json)
