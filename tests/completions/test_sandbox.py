@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -57,6 +59,7 @@ HOSTILE = {
     "{{ messages[0].content + 1 }}": "TypeError",
     "x" * (1 << 21): "expected at most 1048576",
 }
+ENDLESS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +99,23 @@ def test_what_a_template_may_not_do_is_an_error_and_the_next_is_rendered(
 
 def test_a_template_that_takes_too_long_is_given_up() -> None:
     sandbox = TemplateSandbox(seconds=0.5)
-    template = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateFailed, match=r"0\.5 seconds"):
-        sandbox.render(template, variables())
+        sandbox.render(ENDLESS, variables())
     assert sandbox.render("{{ 1 + 1 }}", {}) == "2"
     sandbox.close()
+
+
+def test_a_template_that_takes_too_long_ends_though_nobody_waits_any_more() -> None:
+    sandbox = TemplateSandbox(seconds=0.5)
+    sandbox.render("", {})
+    worker = sandbox._worker
+    assert worker is not None
+    assert worker.stdin is not None
+    request = {"template": ENDLESS, "variables": {}}
+    worker.stdin.write(json.dumps(request) + "\n")
+    worker.stdin.close()
+    assert worker.wait(30) == -signal.SIGALRM
+    worker.stdout.close()  # type: ignore[union-attr]
 
 
 def test_a_template_sees_nothing_of_the_environment(

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -72,9 +73,6 @@ class TemplateSandbox:
         if self._worker is not None and self._worker.poll() is not None:
             self._end()  # somebody has killed it
         worker = self._worker or self._start()
-        timer = threading.Timer(self._seconds, worker.kill)
-        timer.daemon = True
-        timer.start()
         try:
             assert worker.stdin is not None
             assert worker.stdout is not None
@@ -86,11 +84,12 @@ class TemplateSandbox:
         except BaseException:  # an interrupt: the answer would be the next one's
             self._end()
             raise
-        finally:
-            timer.cancel()
         if not line.endswith("\n"):
+            late = worker.wait() == -signal.SIGALRM
             self._end()
-            return {"failed": f"it needs more than {self._seconds:g} seconds, or has ended its process"}
+            return {
+                "failed": f"it needs more than {self._seconds:g} seconds" if late else "its process has ended"
+            }
         reply: dict[str, str] = json.loads(line)
         return reply
 
@@ -99,7 +98,7 @@ class TemplateSandbox:
             raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
         paths = [path for path in sys.path if path]
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-S", "-X", "utf8", str(WORKER)],
+            [sys.executable, "-P", "-S", "-X", "utf8", str(WORKER), str(self._seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ import datetime
 import functools
 import json
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -99,11 +100,18 @@ def answer(template: str, variables: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Says that it is ready, then answers until stdin ends."""
+    """Says that it is ready, then answers until stdin ends. A template that takes too long ends the process.
+
+    The alarm is this process's own, so that it also ends when nobody waits for the answer any more.
+    """
+    seconds = float(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     print("{}", flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(**json.loads(line))), flush=True)
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # nothing handles SIGALRM: it kills
+        reply = json.dumps(answer(**json.loads(line)))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(reply, flush=True)
 
 
 if __name__ == "__main__":
