@@ -105,6 +105,7 @@ def main() -> None:
     The alarm is this process's own, so that it also ends when nobody waits for the answer any more.
     """
     seconds = float(sys.argv[1])
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it may have been ignored where this process comes from
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     print("{}", flush=True)
     for line in sys.stdin:
