@@ -60,11 +60,12 @@ def run(engine: Engine, wanted: list[Request]) -> list[Record]:
     return list(records.values())
 
 
-@pytest.fixture(scope="module", params=["bfloat16-silu", "float32-gelu"])
+@pytest.fixture(scope="module", params=["bfloat16-silu", "float32-gelu", "bfloat16-silu-q4_1"])
 def build(request: pytest.FixtureRequest) -> Any:
-    dtype, activation = request.param.split("-")
+    dtype, activation, *form = request.param.split("-")
     kind = "silu" if activation == "silu" else "gelu_tanh"
-    model = tiny_decoder(getattr(torch, dtype), kind, 5.0 if activation == "gelu" else None)
+    softcap = 5.0 if activation == "gelu" else None
+    model = tiny_decoder(getattr(torch, dtype), kind, softcap, form[0] if form else None)
 
     def make(**sizes: Any) -> Engine:
         defaults = {"max_batch": 16, "kv_tokens": 2048, "batch_invariant": True}

@@ -8,12 +8,12 @@ import gguf
 import pytest
 import tokenizers
 import torch
-from decoding import greedy
+from decoding import greedy, in_pieces
 from published_tokenizers import tokenizer_json
 from texts import texts
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokenstep.models import LoadedModel, ModelNotFound, load
+from tokenstep.models import DecoderModel, LoadedModel, ModelNotFound, load
 from tokenstep.models.gguf_file import GgufFile
 from tokenstep.models.load import find_model
 
@@ -69,7 +69,9 @@ def reference(smollm2: LoadedModel) -> LlamaForCausalLM:
         if name == "lm_head.weight":
             continue
         tensor = file.tensors[names.get_name(name, try_suffixes=(".weight",))]
-        values = torch.tensor(gguf.dequantize(file.raw(tensor), tensor.kind)).view(tensor.shape)
+        values = torch.tensor(
+            gguf.dequantize(file.raw(tensor), gguf.GGMLQuantizationType(tensor.kind.number))
+        ).view(tensor.shape)
         if ".q_proj." in name or ".k_proj." in name:
             pairs = values.unflatten(0, (heads if ".q_proj." in name else kv_heads, -1, 2))
             values = pairs.transpose(1, 2).reshape(values.shape)
@@ -99,6 +101,37 @@ def test_greedy_tokens_are_those_of_transformers(
     for prompt, tokens in zip(ids, greedy(smollm2.model, ids, count), strict=True):
         assert len(tokens) == count
         assert_greedy(reference, prompt, tokens)
+
+
+def logit_errors(model: DecoderModel, reference: LlamaForCausalLM, prompts: list[list[int]]) -> torch.Tensor:
+    """The differences to transformers' float32 logits, all in a row."""
+    errors = []
+    for ids, ours in zip(prompts, in_pieces(model, prompts, None), strict=True):
+        with torch.inference_mode():
+            errors.append(ours.float() - reference(torch.tensor([ids])).logits[0])
+    return torch.cat(errors).view(-1)
+
+
+def test_stored_weights_give_the_logits_of_their_numbers(
+    smollm2: LoadedModel, reference: LlamaForCausalLM
+) -> None:
+    assert smollm2.model.weight_forms == ("q4_1", "q8_0")
+    prompts = [smollm2.tokenizer.encode(prompt) for prompt in PROMPTS[:2]]
+    assert logit_errors(smollm2.model, reference, prompts).abs().max() <= 1e-3
+
+
+@pytest.mark.slow
+def test_in_bfloat16_stored_weights_give_logits_no_further_off_than_weights_rounded_to_it(
+    smollm2: LoadedModel, reference: LlamaForCausalLM
+) -> None:
+    prompts = [smollm2.tokenizer.encode(prompt) for prompt in PROMPTS]
+    stored, rounded = (
+        logit_errors(load("smollm2", dtype="bfloat16", weights=weights).model, reference, prompts)
+        for weights in ("auto", "dequantised")
+    )
+    # most of the error is that of hidden states in bfloat16
+    assert stored.square().mean().sqrt() <= 1.02 * rounded.square().mean().sqrt()
+    assert stored.square().mean().sqrt() <= 0.4
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ from tokenstep.models.memory import HugePages
 from tokenstep.models.packed_linear import PackedLinear, PackedWeight, form_of
 from tokenstep.models.rope import build_rope
 
+PACKED_AT_ONCE = 2 << 20  # bytes of the file that are in memory beside what they become
+
 
 class TensorSource(Protocol):
     """A file or folder of weights under our names.
@@ -59,7 +61,7 @@ class TensorSource(Protocol):
         ...
 
     def release(self, name: str) -> None:
-        """The tensor has been read: what memory holds of its bytes may go."""
+        """What memory holds of the tensor's bytes may go; they can be read again."""
         ...
 
     def unexpected(self) -> Iterable[str]:
@@ -198,8 +200,11 @@ class _Builder:
         return weight
 
     def _pack(self, name: str, shape: tuple[int, int], weight: PackedWeight, first_row: int) -> None:
-        weight.pack(self.source.raw(name), first_row)
-        self.source.release(name)
+        raw = self.source.raw(name)
+        step = max(1, PACKED_AT_ONCE // raw.shape[1])
+        for start in range(0, shape[0], step):
+            weight.pack(raw[start : start + step], first_row + start)
+            self.source.release(name)
 
     def _pack_numbers(self, name: str, shape: tuple[int, int], weight: PackedWeight, first_row: int) -> None:
         numbers = torch.empty(shape, dtype=self.dtype)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,10 +143,12 @@ def _load_gguf(path: Path, name: str, build: Build) -> LoadedModel:
     assert family.gguf_config is not None
     config = family.gguf_config(GgufModel(fields, shapes, rope_factors(file)))
     weights = GgufWeights(file, config, family.gguf_interleaves_qk)
-    tokenizer = load_gguf_tokenizer(fields, config.bos_token_id, config.eos_token_ids)
-    _check_vocabulary(tokenizer, config, path)
-    model = build(config, weights)
-    return LoadedModel(model, tokenizer, config, name, gguf_weights_id(file))
+    weights_id = gguf_weights_id(file)
+    with ThreadPoolExecutor(1) as pool:  # the weights are read while the vocabulary becomes a tokenizer
+        model = pool.submit(build, config, weights)
+        tokenizer = load_gguf_tokenizer(fields, config.bos_token_id, config.eos_token_ids)
+        _check_vocabulary(tokenizer, config, path)
+    return LoadedModel(model.result(), tokenizer, config, name, weights_id)
 
 
 def _load_folder(path: Path, name: str, build: Build) -> LoadedModel:

@@ -33,11 +33,11 @@ class PackedWeight:
         pages: where its memory comes from.
     """
 
-    __slots__ = ("_matrix", "dtype", "form", "shape")
+    __slots__ = ("_matrix", "dtype", "form", "num_bytes", "shape")
 
     def __init__(self, form: str, rows: int, columns: int, dtype: torch.dtype, pages: HugePages) -> None:
-        size = _native.cpu.PackedMatrix.num_bytes_of(form, rows, columns)
-        self._matrix = _native.cpu.PackedMatrix(form, rows, columns, pages.take(size))
+        self.num_bytes: int = _native.cpu.PackedMatrix.num_bytes_of(form, rows, columns)
+        self._matrix = _native.cpu.PackedMatrix(form, rows, columns, pages.take(self.num_bytes))
         self.form = form
         self.shape = (rows, columns)
         self.dtype = dtype
