@@ -28,7 +28,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tokenstep import LLM  # noqa: E402
+from tokenstep import LLM, set_num_threads  # noqa: E402
 from tokenstep.bench.generate import PARAMETERS, PROMPT_TOKENS, Case  # noqa: E402
 from tokenstep.bench.machine import describe_machine  # noqa: E402
 from tokenstep.engine import engine, loop, runner  # noqa: E402
@@ -123,13 +123,13 @@ class TorchOps:
 
 def load(options: dict[str, Any], with_torch: bool) -> LLM:
     """The model; `with_torch`: with weights that torch multiplies."""
-    packs = packed_linear._packs_bfloat16
+    packs = packed_linear.packs_bfloat16
     if with_torch:
-        packed_linear._packs_bfloat16 = lambda: False
+        packed_linear.packs_bfloat16 = lambda: False
     try:
         return LLM(**options | ({"weights": "dequantised"} if with_torch else {}))
     finally:
-        packed_linear._packs_bfloat16 = packs
+        packed_linear.packs_bfloat16 = packs
 
 
 def profile(llm: LLM, case: Case, seed: str, with_torch: bool) -> list[dict[str, float]]:
@@ -186,6 +186,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+        set_num_threads(args.threads)
     cases = cases_of(args)
     longest = max(case.prompt_tokens + case.output_tokens for case in cases.values())
     options = {
