@@ -26,5 +26,6 @@ NB_MODULE(_C, m) {
   tokenstep::bind::register_sample(m);
   tokenstep::bind::register_attention(m);
   tokenstep::bind::register_linear(m);
+  tokenstep::bind::register_decoder_ops(m);
   tokenstep::bind::register_testing(m);
 }

@@ -10,6 +10,7 @@
 
 #include "cpu/fp_environment.h"
 #include "cpu/linear.h"
+#include "cpu/linear_bf16.h"
 #include "cpu/linear_operands.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
@@ -255,6 +256,11 @@ void linear_tiles(const LinearParams& params, const LinearInputs& inputs, int64_
                   int64_t end_tile) {
   const FpEnvironment environment;
 #if defined(__AVX512BF16__)
+  if (takes_bfloat16(params) && params.weights->format() == WeightFormat::kBFloat16)
+    return multiply_bf16(params, inputs, first_tile, end_tile,
+                         [&](int64_t row, int64_t first_output, int count, float* sums) {
+                           finish_row<BFloat>(params, row, first_output, count, sums);
+                         });
   if (takes_bfloat16(params))
     return multiply_tiles_of<BFloatArithmetic>(params, inputs, first_tile, end_tile);
 #endif

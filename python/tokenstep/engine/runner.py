@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenstep.engine.block_manager import BlockTable
 from tokenstep.engine.request import TokenLogprobs
 from tokenstep.engine.sequence import Choice, Piece
-from tokenstep.models import DecoderModel, ForwardBatch, KVCache
+from tokenstep.models import DecoderModel, ForwardBatch, KVCache, Workspace
 from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, sample
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at the same time
@@ -55,6 +55,7 @@ class Runner:
         self.device = model.device
         self.vocab_size = vocab_size
         self.cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype, model.device)
+        self._workspace = Workspace(model.config, model.dtype, model.device)
         self.sampler = self._new_sampler(max_batch)
         self._trial_sampler = Sampler(1, vocab_size)
         self._trial_lock = threading.Lock()
@@ -118,7 +119,7 @@ class Runner:
         else:
             self._decoding = []
             batch = self._mixed_batch(pieces)
-        return self.model.forward(batch, self.cache)
+        return self.model.forward(batch, self.cache, self._workspace)
 
     def select(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         """Those rows of `hidden`, in rising order."""

@@ -5,6 +5,7 @@ from tokenstep.models.decoder import DecoderModel, ForwardBatch, KVCache
 from tokenstep.models.errors import ModelFileError, ModelNotFound, UnsupportedConfig
 from tokenstep.models.load import LoadedModel, load
 from tokenstep.models.tokenizer import Tokenizer
+from tokenstep.models.workspace import Workspace
 
 __all__ = [
     "DecoderModel",
@@ -17,5 +18,6 @@ __all__ = [
     "RopeConfig",
     "Tokenizer",
     "UnsupportedConfig",
+    "Workspace",
     "load",
 ]

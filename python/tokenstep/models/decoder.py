@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.layers import HeadNorm, Projection, RMSNorm, gelu_gate, in_pieces, silu_gate
+from tokenstep.models.layers import Gate, HeadNorm, Projection, RMSNorm, soft_cap
 from tokenstep.models.memory import lazy_zeros
 from tokenstep.models.packed_linear import PackedWeight, embed
+from tokenstep.models.workspace import Workspace
 
 
 @dataclass
@@ -111,7 +112,7 @@ class DecoderModel:
         self.head = head
         self.rope = rope
         self.batch_invariant = batch_invariant
-        self._gate = silu_gate if config.activation == "silu" else gelu_gate
+        self._gate = Gate(config.activation)
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
         self._embedding_scale = None if scale is None else float(torch.tensor(scale, dtype=embedding.dtype))
@@ -148,14 +149,19 @@ class DecoderModel:
         return self.embedding.device
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        """Appends the batch's keys and values to `cache`; returns final hidden states [S, hidden_size]."""
+    def forward(self, batch: ForwardBatch, cache: KVCache, room: Workspace | None = None) -> Tensor:
+        """Appends the batch's keys and values to `cache`; returns final hidden states [S, hidden_size].
+
+        `room` serves one pass at a time; None: this pass makes its own.
+        """
+        room = room or Workspace(self.config, self.dtype, self.device)
+        room.prepare(len(batch.tokens))
         hidden = embed(batch.tokens, self.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale
         for index, layer in enumerate(self.layers):
-            hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index])
-            hidden = self._mlp(layer, hidden)
+            hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index], room)
+            hidden = self._mlp(layer, hidden, room)
         if batch.logit_rows is not None:
             hidden = hidden.index_select(0, batch.logit_rows)
         return self.final_norm(hidden)
@@ -165,23 +171,25 @@ class DecoderModel:
         """Hidden states [S, hidden_size] to logits [S, vocab_size] in the model's dtype, soft cap applied."""
         logits = self.head(hidden)
         cap = self.config.final_softcap
-        if cap is None:
-            return logits
-        scaled = logits.div_(cap)
-        return (in_pieces(torch.tanh, scaled) if self.batch_invariant else torch.tanh_(scaled)).mul_(cap)
+        return logits if cap is None else soft_cap(logits, cap)
 
     def _attention(
-        self, layer: Layer, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+        self,
+        layer: Layer,
+        hidden: Tensor,
+        batch: ForwardBatch,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        room: Workspace,
     ) -> Tensor:
         config = self.config
-        q_heads, kv_heads = config.num_heads, config.num_kv_heads
-        heads = layer.qkv(layer.attention_norm(hidden)).view(-1, q_heads + 2 * kv_heads, config.head_dim)
-        if layer.head_norm is None:
-            q, k, v = heads.split_with_sizes((q_heads, kv_heads, kv_heads), 1)
-        else:
-            qk, v = heads.split_with_sizes((q_heads + kv_heads, kv_heads), 1)
-            q, k = layer.head_norm(qk).split_with_sizes((q_heads, kv_heads), 1)
-        out = paged_attention(
+        qkv = layer.qkv(layer.attention_norm(hidden, room.normed), room.qkv)
+        q, k, v = room.heads(qkv)
+        if layer.head_norm is not None:
+            sizes = (config.num_heads, config.num_kv_heads)
+            qk = qkv.view(len(qkv), -1, config.head_dim)[:, : sum(sizes)]
+            q, k = layer.head_norm(qk).split_with_sizes(sizes, 1)
+        attended = paged_attention(
             q,
             k_cache,
             v_cache,
@@ -195,16 +203,16 @@ class DecoderModel:
             scale=config.attention_scale,
             window=layer.window,
             softcap=config.attention_softcap,
+            out=room.attended,
         )
-        out = out.view(-1, config.q_size)
+        flat = room.flat(attended)
         if layer.post_attention_norm is None:
-            return layer.output.added_to(hidden, out)
-        return hidden + layer.post_attention_norm(layer.output(out))
+            return layer.output.added_to(hidden, flat, out=hidden)
+        return hidden.add_(layer.post_attention_norm(layer.output(flat)))
 
-    def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
-        gate_up = layer.gate_up(layer.mlp_norm(hidden))
-        gate, up = gate_up.split_with_sizes((self.config.intermediate_size,) * 2, 1)
-        inner = in_pieces(self._gate, gate, up) if self.batch_invariant else self._gate(gate, up)
+    def _mlp(self, layer: Layer, hidden: Tensor, room: Workspace) -> Tensor:
+        gate_up = layer.gate_up(layer.mlp_norm(hidden, room.normed), room.gate_up)
+        gated = self._gate(gate_up, room.gated)
         if layer.post_mlp_norm is None:
-            return layer.down.added_to(hidden, inner)
-        return hidden + layer.post_mlp_norm(layer.down(inner))
+            return layer.down.added_to(hidden, gated, out=hidden)
+        return hidden.add_(layer.post_mlp_norm(layer.down(gated)))

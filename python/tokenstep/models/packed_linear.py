@@ -61,9 +61,12 @@ class PackedWeight:
         """All numbers [rows, columns]."""
         return self.embed(torch.arange(self.shape[0]))
 
-    def project(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        """X Wᵀ + bias + residual: [T, columns] to [T, rows], rounded once."""
-        out = torch.empty((len(x), self.shape[0]), dtype=x.dtype)
+    def project(
+        self, x: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        """X Wᵀ + bias + residual: [T, columns] to [T, rows], rounded once; into `out`, if given."""
+        if out is None:
+            out = torch.empty((len(x), self.shape[0]), dtype=x.dtype)
         self._matrix.linear(x, out, bias, residual)
         return out
 
@@ -87,13 +90,13 @@ class PackedLinear:
         """The numbers [out, in], a new tensor each time."""
         return self.packed.dense()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] to [T, out]."""
-        return self.packed.project(x, self.bias, None)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, in] to [T, out]: a new tensor, or `out`."""
+        return self.packed.project(x, self.bias, None, out)
 
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Residual [T, out] + the projection of x [T, in], a new tensor, rounded once."""
-        return self.packed.project(x, self.bias, residual)
+    def added_to(self, residual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in], rounded once: a new tensor, or `out`."""
+        return self.packed.project(x, self.bias, residual, out)
 
     def as_batch_invariant(self) -> PackedLinear:
         """Itself: it is."""
