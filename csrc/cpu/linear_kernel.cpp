@@ -23,9 +23,9 @@ constexpr int kChunkBlocks = 8;  // operands of a chunk: 8 KiB of bfloat16 pairs
 template <class Arithmetic, WeightFormat kFormat>
 struct Packed {
   const uint8_t* blocks;
-  TOKENSTEP_VEC auto operand(const Packed& self, int block, int pair, int vector) {
+  __attribute__((always_inline)) auto operand(int block, int pair, int vector) const {
     return Arithmetic::template operand<kFormat>(
-        self.blocks + kTileRows * (block * block_bytes(kFormat) + scale_bytes(kFormat)), pair, vector);
+        blocks + kTileRows * (block * block_bytes(kFormat) + scale_bytes(kFormat)), pair, vector);
   }
 };
 
@@ -33,8 +33,8 @@ struct Packed {
 template <class Arithmetic>
 struct Unpacked {
   const typename Arithmetic::Operand* operands;
-  TOKENSTEP_VEC const auto& operand(const Unpacked& self, int block, int pair, int vector) {
-    return self.operands[(block * kPairs + pair) * Arithmetic::kVectors + vector];
+  __attribute__((always_inline)) const auto& operand(int block, int pair, int vector) const {
+    return operands[(block * kPairs + pair) * Arithmetic::kVectors + vector];
   }
 };
 
@@ -80,7 +80,7 @@ void multiply_run(const Source& source, const Run<Arithmetic>& run) {
 #pragma GCC unroll 16
     for (int pair = 0; pair < kPairs; ++pair) {
       for (int v = 0; v < kVectors; ++v) {
-        const auto w = Source::operand(source, block, pair, v);
+        const auto w = source.operand(block, pair, v);
         for (int row = 0; row < kRows; ++row)
           sum[row][v] = Arithmetic::multiply(w, x + row * run.x_stride + 2 * pair, sum[row][v]);
       }
@@ -95,11 +95,11 @@ void multiply_run(const Source& source, const Run<Arithmetic>& run) {
   }
 }
 
-// The form for a number of rows that is only known now: 1 ... kMost.
-template <class Arithmetic, Scaling kScaling, int kMost, class Source>
+// The form for a number of rows that is only known now: kLeast ... kMost.
+template <class Arithmetic, Scaling kScaling, int kLeast, int kMost, class Source>
 void multiply_rows(int rows, const Source& source, const Run<Arithmetic>& run) {
-  if constexpr (kMost > 1)
-    if (rows < kMost) return multiply_rows<Arithmetic, kScaling, kMost - 1>(rows, source, run);
+  if constexpr (kMost > kLeast)
+    if (rows < kMost) return multiply_rows<Arithmetic, kScaling, kLeast, kMost - 1>(rows, source, run);
   multiply_run<Arithmetic, kScaling, kMost>(source, run);
 }
 
@@ -111,7 +111,7 @@ void multiply_tile(int num_blocks, int rows, Run<Arithmetic> run) {
   using Straight = Packed<Arithmetic, kFormat>;
   if (rows <= kMaxRows) {
     run.num_blocks = num_blocks;
-    return multiply_rows<Arithmetic, kScaling, kMaxRows>(rows, Straight{run.scales}, run);
+    return multiply_rows<Arithmetic, kScaling, 1, kMaxRows>(rows, Straight{run.scales}, run);
   }
   const int groups = (rows + kMaxRows - 1) / kMaxRows;
   for (int first = 0; first < num_blocks; first += kChunkBlocks) {
@@ -119,13 +119,14 @@ void multiply_tile(int num_blocks, int rows, Run<Arithmetic> run) {
     chunk.num_blocks = std::min(kChunkBlocks, num_blocks - first);
     chunk.scales += first * run.block_bytes;
     const auto multiply_groups = [&](const auto& source) {
-      for (int group = 0; group < groups; ++group) {  // of sizes that differ by one at most
+      // Their sizes differ by one at most, and so are at least half of kMaxRows.
+      for (int group = 0; group < groups; ++group) {
         const int begin = rows * group / groups, end = rows * (group + 1) / groups;
         Run<Arithmetic> some = chunk;
         some.x += begin * run.x_stride + first * kBlockColumns;
         some.sums += begin * run.sums_stride + first;
         some.totals += begin * kTileRows;
-        multiply_rows<Arithmetic, kScaling, kMaxRows>(end - begin, source, some);
+        multiply_rows<Arithmetic, kScaling, kMaxRows / 2, kMaxRows>(end - begin, source, some);
       }
     };
     const Straight straight{chunk.scales};
@@ -137,7 +138,7 @@ void multiply_tile(int num_blocks, int rows, Run<Arithmetic> run) {
 #pragma GCC unroll 16
         for (int pair = 0; pair < kPairs; ++pair)
           for (int v = 0; v < kVectors; ++v)
-            operands[(block * kPairs + pair) * kVectors + v] = Straight::operand(straight, block, pair, v);
+            operands[(block * kPairs + pair) * kVectors + v] = straight.operand(block, pair, v);
       multiply_groups(Unpacked<Arithmetic>{operands});
     }
   }
