@@ -74,6 +74,9 @@ TOKENSTEP_VEC Floats add_block(const uint8_t* scales, int vector, Floats sum, co
 template <class Arithmetic, Scaling kScaling, int kRows, class Source>
 void multiply_run(const Source& source, const Run<Arithmetic>& run) {
   constexpr int kVectors = Arithmetic::kVectors;
+  Floats total[kRows][kVectors];
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) total[row][v] = load(run.totals + row * kTileRows + v * kLanes);
   for (int block = 0; block < run.num_blocks; ++block) {
     Floats sum[kRows][kVectors] = {};
     const auto* x = run.x + block * kBlockColumns;
@@ -87,12 +90,12 @@ void multiply_run(const Source& source, const Run<Arithmetic>& run) {
     }
     const uint8_t* scales = run.scales + block * run.block_bytes;
     for (int row = 0; row < kRows; ++row)
-      for (int v = 0; v < kVectors; ++v) {
-        float* total = run.totals + row * kTileRows + v * kLanes;
-        store(total, add_block<kScaling>(scales, v, sum[row][v], run.sums + row * run.sums_stride + block,
-                                         load(total)));
-      }
+      for (int v = 0; v < kVectors; ++v)
+        total[row][v] = add_block<kScaling>(scales, v, sum[row][v], run.sums + row * run.sums_stride + block,
+                                            total[row][v]);
   }
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) store(run.totals + row * kTileRows + v * kLanes, total[row][v]);
 }
 
 // The form for a number of rows that is only known now: kLeast ... kMost.
