@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from tokenstep.cli.pause import collection_paused
 from tokenstep.cli.text import CommandError, as_utf8
 from tokenstep.completions.errors import RequestError
 from tokenstep.completions.schema import UNSUPPORTED, Completion, CompletionRequest, Usage
@@ -92,20 +93,21 @@ def run(args: argparse.Namespace) -> int:
 def _complete(request: CompletionRequest, args: argparse.Namespace, max_batch: int) -> int:
     let_idle_threads_sleep()
     begin = time.perf_counter()
-    from tokenstep.llm import LLM
-    from tokenstep.models import ModelNotFound
+    with collection_paused():
+        from tokenstep.llm import LLM
+        from tokenstep.models import ModelNotFound
 
-    try:
-        loaded = LLM(
-            args.model,
-            device=args.device,
-            dtype=args.dtype,
-            weights=args.weights,
-            max_batch=max_batch,
-            batch_invariant=args.batch_invariant,
-        )
-    except ModelNotFound as error:
-        raise CommandError(str(error)) from None
+        try:
+            loaded = LLM(
+                args.model,
+                device=args.device,
+                dtype=args.dtype,
+                weights=args.weights,
+                max_batch=max_batch,
+                batch_invariant=args.batch_invariant,
+            )
+        except ModelNotFound as error:
+            raise CommandError(str(error)) from None
     with loaded as llm:
         watch = Stopwatch(loading=time.perf_counter() - begin)
         if request.stream:
