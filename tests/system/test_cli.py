@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from real_model import FLOWERS, GERMANY, only
 
 import tokenstep as ts
 from tokenstep.cli.main import main
+from tokenstep.cli.pause import collection_paused
 from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest
 
 COMMAND = [sys.executable, "-m", "tokenstep.cli.main"]
@@ -286,3 +288,21 @@ class TestInfo:
         )
         assert result.returncode == 1
         assert result.stderr == "tokenstep complete: torch is missing: pip install 'tokenstep[engine]'\n"
+
+
+def test_a_completion_imports_nothing_that_its_first_token_does_not_need(tmp_path: Path) -> None:
+    names = ("gguf", "transformers", "fastapi", "uvicorn", "matplotlib")
+    code = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in names)
+    (tmp_path / "sitecustomize.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    result = run("complete", GERMANY, "--max-tokens", "1", "--temperature", "0", PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_garbage_is_collected_again_after_a_command_has_started() -> None:
+    with collection_paused():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), collection_paused():
+        raise ZeroDivisionError
+    assert gc.isenabled()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from tokenstep.cli.options import add_model_options, load_llm
+from tokenstep.cli.pause import collection_paused
 from tokenstep.cli.text import CommandError, as_utf8
 from tokenstep.completions.chat_schema import (
     ChatChoice,
@@ -131,10 +132,12 @@ def _fields(args: argparse.Namespace, stream: bool) -> dict[str, Any]:
 def _complete(request: CompletionRequest | ChatRequest, args: argparse.Namespace, max_batch: int) -> int:
     let_idle_threads_sleep()
     begin = time.perf_counter()
-    from tokenstep.completions.chat import chat
+    with collection_paused():
+        from tokenstep.completions.chat import chat
 
-    adapters = [] if args.peft is None else [(args.peft, args.peft)]
-    with load_llm(args, adapters, max_batch=max_batch) as llm:
+        adapters = [] if args.peft is None else [(args.peft, args.peft)]
+        loaded = load_llm(args, adapters, max_batch=max_batch)
+    with loaded as llm:
         watch = Stopwatch(loading=time.perf_counter() - begin)
         if request.stream:
             usage = _stream(_chunks(llm.service, request), watch, as_json=args.json)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tokenstep._version import __version__
+from tokenstep.cli.pause import collection_paused
 from tokenstep.cli.text import CommandError, as_utf8
 
 COMMANDS = {
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that lacks a character gets its escape
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        args = _parser(command).parse_args(words)
+        with collection_paused():
+            parser = _parser(command)
+        args = parser.parse_args(words)
         code: int = args.run(args)
         if sys.stdout:
             sys.stdout.flush()
