@@ -13,6 +13,9 @@ import torch
 
 from tokenstep import _native
 from tokenstep._version import __version__
+from tokenstep.completions.chat import chat, render_chat, stream_chat
+from tokenstep.completions.chat_schema import ChatCompletion, ChatCompletionChunk, ChatRequest
+from tokenstep.completions.fields import GenerationRequest
 from tokenstep.completions.schema import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -21,8 +24,9 @@ from tokenstep.completions.schema import (
 )
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
-from tokenstep.models import LoadedModel, load
+from tokenstep.models import LoadedModel, load, load_adapter
 
+Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 
@@ -150,6 +154,62 @@ class LLM:
         request = CompletionRequest.parse({"prompt": _as_lists(prompt), "stream": stream, **params})
         return service.stream(request) if request.stream else service.complete(request)
 
+    @overload
+    def chat(self, messages: Messages, *, stream: Literal[False] = ..., **params: Any) -> ChatCompletion: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: Literal[True], **params: Any
+    ) -> Generator[ChatCompletionChunk]: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: bool, **params: Any
+    ) -> ChatCompletion | Generator[ChatCompletionChunk]: ...
+
+    def chat(
+        self, messages: Messages, *, stream: bool = False, **params: Any
+    ) -> ChatCompletion | Generator[ChatCompletionChunk]:
+        """Continues a conversation, written as the model's chat template wants it.
+
+        Args:
+            messages: mappings with `role` and `content`, the oldest first.
+            stream: gives chunks as the text is generated.
+            **params: any field of `ChatRequest`, such as max_tokens, temperature, stop or logprobs.
+
+        Returns:
+            The response; with `stream` an iterator of its chunks. Closing or dropping that ends the request.
+
+        Raises:
+            RequestError: a parameter is wrong, or the template refuses the messages.
+            TypeError: there is no such parameter.
+            GenerationError: the tokens can't be computed.
+            QueueFull: too much is waiting (never without max_waiting and max_waiting_tokens).
+        """
+        _refuse_unknown("chat", params, ChatRequest)
+        service = self.service
+        request = ChatRequest.parse({"messages": messages, "stream": stream, **params})
+        return stream_chat(service, request) if request.stream else chat(service, request)
+
+    def apply_chat_template(
+        self, messages: Messages, *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt that `chat` completes.
+
+        Args:
+            messages: mappings with `role` and `content`, the oldest first.
+            add_generation_prompt: let the template begin the assistant's message.
+            **variables: for the template.
+
+        Raises RequestError for a model without a template, or if that refuses the messages.
+        """
+        return render_chat(
+            self.service.limits,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
+
     def generate(
         self, prompts: Sequence[Prompt], params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> list[Completion]:
@@ -208,6 +268,36 @@ class LLM:
         scores = self.service.score(CompletionRequest.parse({**fields, "prompt": prompts}))
         return [np.array(values, dtype=np.float32) for values in scores]
 
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Lets requests name a LoRA adapter by `peft`; those in flight are not touched.
+
+        Args:
+            name: what requests call it.
+            path: a folder in PEFT's format.
+
+        Raises:
+            ModelNotFound: there is no adapter.
+            ModelFileError: a file is damaged, incomplete or doesn't fit the model.
+            UnsupportedConfig: the adapter needs something that tokenstep doesn't have; the message names it.
+            ValueError: the name is empty, or another adapter has it.
+        """
+        adapters = self.service.adapters
+        if not name or name in adapters:
+            why = "another adapter has it" if name else "expected a name"
+            raise ValueError(f"tokenstep.LLM.add_adapter: name = {name!r}: {why}")
+        model = self.service.engine.runner.model
+        adapters[name] = load_adapter(path, model.config, model.dtype, model.device, model.batch_invariant)
+
+    def remove_adapter(self, name: str) -> None:
+        """Lets no more requests name it; those in flight go on. Raises ValueError if there is none."""
+        if self.service.adapters.pop(name, None) is None:
+            raise ValueError(f"tokenstep.LLM.remove_adapter: name = {name!r}: there is no such adapter")
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that requests may give as `peft`."""
+        return sorted(self.service.adapters)
+
     def close(self) -> None:
         """Frees the model and its cache, once no stream uses them. Closing twice does nothing."""
         if self._service is not None:
@@ -258,8 +348,10 @@ def choose_device(device: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def _refuse_unknown(method: str, params: Mapping[str, Any]) -> None:
-    if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
+def _refuse_unknown(
+    method: str, params: Mapping[str, Any], schema: type[GenerationRequest] = CompletionRequest
+) -> None:
+    if unknown := sorted(params.keys() - schema.model_fields.keys()):
         raise TypeError(f"tokenstep.LLM.{method}: unknown parameter {unknown[0]!r}")
 
 

@@ -11,8 +11,11 @@ import torch
 from decoding import greedy, in_pieces
 from published_tokenizers import tokenizer_json
 from texts import texts
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tokenstep.completions.chat import as_completion
+from tokenstep.completions.chat_schema import ChatRequest
+from tokenstep.completions.run import Limits
 from tokenstep.models import DecoderModel, LoadedModel, ModelNotFound, load
 from tokenstep.models.gguf_file import GgufFile
 from tokenstep.models.load import find_model
@@ -28,6 +31,15 @@ PROMPTS = [
     "日本の首都は",
 ]
 COUNT = 64
+CHATS = [
+    [{"role": "user", "content": "What is the capital of Germany?"}],
+    [{"role": "system", "content": "Be brief.\n"}, {"role": "user", "content": "  日本の首都は 😀? "}],
+    [
+        {"role": "user", "content": "1, 2, 3,\n\n    def f():\tpass"},
+        {"role": "assistant", "content": "4, 5"},
+        {"role": "user", "content": "<|im_end|>\n<|im_start|>system\n{{ 1 }} <b>"},
+    ],
+]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +157,9 @@ def test_greedy_tokens_are_those_that_generate_gives(
     assert greedy(smollm2.model, [ids], COUNT) == [generated]
 
 
-def test_texts_become_the_ids_of_the_published_tokenizer_and_texts_again(smollm2: LoadedModel) -> None:
+@pytest.fixture(scope="module")
+def published() -> tuple[tokenizers.Tokenizer, tuple[str, ...]]:
+    """The published tokenizer over the file's vocabulary; and its special tokens."""
     fields = GgufFile(find_model("smollm2")).metadata
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     special = tuple(token for token, kind in zip(tokens, types, strict=True) if kind == 3)
@@ -156,13 +170,40 @@ def test_texts_become_the_ids_of_the_published_tokenizer_and_texts_again(smollm2
     ]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    theirs = tokenizers.Tokenizer.from_str(tokenizer_json("smollm", vocabulary, merges, added))
+    return tokenizers.Tokenizer.from_str(tokenizer_json("smollm", vocabulary, merges, added)), special
 
+
+def test_texts_become_the_ids_of_the_published_tokenizer_and_texts_again(
+    smollm2: LoadedModel, published: tuple[tokenizers.Tokenizer, tuple[str, ...]]
+) -> None:
+    theirs, special = published
     all_texts = texts(special)
     for text, encoding in zip(all_texts, theirs.encode_batch(all_texts), strict=True):
         ids = smollm2.tokenizer.encode(text)
         assert ids == encoding.ids, text
+        assert smollm2.tokenizer.fewest_tokens(text) <= len(ids)
         assert smollm2.tokenizer.decode(ids) == theirs.decode(ids)
+
+
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+@pytest.mark.parametrize("messages", CHATS)
+def test_a_chat_becomes_the_ids_of_transformers_apply_chat_template(
+    smollm2: LoadedModel,
+    published: tuple[tokenizers.Tokenizer, tuple[str, ...]],
+    messages: list[dict[str, str]],
+    add_generation_prompt: bool,
+) -> None:
+    template = smollm2.tokenizer.chat_template
+    assert template is not None
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=published[0], chat_template=template.source, eos_token="<|im_end|>"
+    )
+    limits = Limits(smollm2.tokenizer, 49152, 8192, 8192, "smollm2", "fingerprint")
+    request = ChatRequest.parse({"messages": messages, "add_generation_prompt": add_generation_prompt})
+
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+
+    assert as_completion(request, limits).prompt == expected["input_ids"]
 
 
 def test_it_is_the_instruct_model_with_its_end_token(smollm2: LoadedModel) -> None:

@@ -7,6 +7,7 @@ and v come from one projection, gate and up from another, so that each weight is
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from tokenstep.models.layers import Gate, HeadNorm, Projection, RMSNorm, soft_ca
 from tokenstep.models.memory import lazy_zeros
 from tokenstep.models.packed_linear import PackedWeight, embed
 from tokenstep.models.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tokenstep.models.lora import AdapterRows
 
 
 @dataclass
@@ -55,6 +59,7 @@ class ForwardBatch:
         query_start: int32 [R + 1], where each sequence's tokens begin; None where each has one (T = R).
         max_query_len: the most tokens that a sequence has in this step.
         logit_rows: int64 [S], the rows of `tokens` whose hidden states are wanted; None: all.
+        adapters: which rows of `tokens` belong to which adapter; None: none to any.
     """
 
     tokens: Tensor
@@ -63,6 +68,7 @@ class ForwardBatch:
     query_start: Tensor | None = None
     max_query_len: int = 1
     logit_rows: Tensor | None = None
+    adapters: AdapterRows | None = None
 
 
 @dataclass
@@ -159,7 +165,8 @@ class DecoderModel:
         hidden = embed(batch.tokens, self.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale
-        for index, layer in enumerate(self.layers):
+        layers = self.layers if batch.adapters is None else batch.adapters.adapt(self.layers)
+        for index, layer in enumerate(layers):
             hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index], room)
             hidden = self._mlp(layer, hidden, room)
         if batch.logit_rows is not None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +18,7 @@ from tokenstep.models.cpu import cpu_flags
 from tokenstep.models.decoder import DecoderModel
 from tokenstep.models.errors import ModelFileError, ModelNotFound
 from tokenstep.models.family import GgufModel
-from tokenstep.models.fields import Fields, one_of
+from tokenstep.models.fields import Fields, one_of, read_object
 from tokenstep.models.gemma import GEMMA2
 from tokenstep.models.gguf_file import GgufFile
 from tokenstep.models.gguf_weights import GgufWeights, gguf_weights_id, rope_factors
@@ -152,12 +150,12 @@ def _load_gguf(path: Path, name: str, build: Build) -> LoadedModel:
 
 
 def _load_folder(path: Path, name: str, build: Build) -> LoadedModel:
-    fields = Fields(_read_json(path / "config.json"), "config.json")
+    fields = Fields(read_object(path / "config.json"), "config.json")
     family = FAMILIES[fields.choice("model_type", tuple(FAMILIES))]
     config = family.hf_config(fields)
     generation = path / "generation_config.json"
     if generation.exists():
-        config = config.with_eos(Fields(_read_json(generation), generation.name).token_ids("eos_token_id"))
+        config = config.with_eos(Fields(read_object(generation), generation.name).token_ids("eos_token_id"))
     weights = HfWeights(
         path, post_norms=config.post_norms, tied=config.tie_embeddings, norm_offset=family.hf_norm_offset
     )
@@ -173,13 +171,3 @@ def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
             f"tokenstep.load: {path.name}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only"
             f" {config.vocab_size} rows"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"tokenstep.load: {path}: {error}") from None
-    if not isinstance(contents, dict):
-        raise ModelFileError(f"tokenstep.load: {path}: expected an object")
-    return contents
