@@ -55,11 +55,11 @@ def test_a_matrix_stays_as_it_is_if_all_its_parts_are_of_one_form_and_fit_the_ke
     ("isa_name", "flags", "expected"),
     [
         ("avx512_bf16", "avx512_bf16", "bfloat16"),
-        ("avx512_bf16", "avx512_bf16 amx_bf16", None),
+        ("avx512_bf16", "avx512_bf16 amx_bf16", "bfloat16"),
         ("avx2", "avx512_bf16", None),
     ],
 )
-def test_bfloat16_is_packed_where_the_kernel_has_a_dot_product_and_the_cpu_no_matrix_unit(
+def test_bfloat16_is_packed_where_the_kernel_has_a_dot_product(
     isa: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
