@@ -55,7 +55,8 @@ OPS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
 class StepClock:
     """Self times by row of each step of the engine's thread, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self.steps: list[dict[str, float]] = []
         self._row_times: dict[str, float] = defaultdict(float)
         self._inner = [0.0]  # of each open call: what the calls within have taken
@@ -68,11 +69,11 @@ class StepClock:
             if threading.current_thread().name != "tokenstep-engine":
                 return function(*args, **kwargs)
             self._inner.append(0.0)
-            begin = time.perf_counter()
+            begin = self._now()
             try:
                 return function(*args, **kwargs)
             finally:
-                took = time.perf_counter() - begin
+                took = self._now() - begin
                 self._row_times[row] += took - self._inner.pop()
                 self._inner[-1] += took
 
@@ -85,9 +86,9 @@ class StepClock:
 
 
 @contextmanager
-def clock_on_ops() -> Iterator[StepClock]:
+def clock_on_ops(now: Callable[[], float]) -> Iterator[StepClock]:
     """Wraps the functions of `OPS` for a while."""
-    clock = StepClock()
+    clock = StepClock(now)
     originals = [(owner, name, getattr(owner, name)) for _, owner, names in OPS for name in names]
     for row, owner, names in OPS:
         for name in names:
@@ -132,14 +133,16 @@ def load(options: dict[str, Any], with_torch: bool) -> LLM:
         packed_linear.packs_bfloat16 = packs
 
 
-def profile(llm: LLM, case: Case, seed: str, with_torch: bool) -> list[dict[str, float]]:
-    """Self times of the decode steps of one request, or of its prompt."""
+def profile(
+    llm: LLM, case: Case, seed: str, with_torch: bool, now: Callable[[], float]
+) -> list[dict[str, float]]:
+    """Self times of the decode steps of one request, or of its prompt, by the clock `now`."""
     params = PARAMETERS if case.sampled else {"temperature": 0}
     ours = layers.cpu  # type: ignore[attr-defined]
     if with_torch:
         layers.cpu = TorchOps  # type: ignore[attr-defined]
     try:
-        with clock_on_ops() as clock:
+        with clock_on_ops(now) as clock:
             llm.complete(case.prompts(seed), max_tokens=case.output_tokens, ignore_eos=True, **params)
     finally:
         layers.cpu = ours  # type: ignore[attr-defined]
@@ -181,9 +184,15 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="default: one a core")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="on one thread, its own time: other programs don't count"
+    )
     parser.add_argument("--no-torch", action="store_true", help="ours alone")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="between its markers")
     args = parser.parse_args()
+    now = time.thread_time if args.cpu_time else time.perf_counter
+    if args.cpu_time:
+        args.threads = 1
     if args.threads:
         torch.set_num_threads(args.threads)
         set_num_threads(args.threads)
@@ -206,14 +215,17 @@ def main() -> None:
     for number in range(args.rounds):
         for name, case in cases.items():
             for with_torch, llm in models.items():
-                found[with_torch].setdefault(name, []).extend(profile(llm, case, str(number), with_torch))
+                found[with_torch].setdefault(name, []).extend(
+                    profile(llm, case, str(number), with_torch, now)
+                )
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     tables = [table(title, found[with_torch]) for with_torch, title in variants.items()]
     m = describe_machine()
+    threads = "CPU time of one thread" if args.cpu_time else f"{torch.get_num_threads()} threads"
     tables.append(
         f"`python bench/step_profile.py`: {Path(args.model).name}, {args.dtype}, contexts up to {longest},"
         f" medians of {args.rounds} rounds on {m['cpu']}, {m['cores']} cores ({m['isa']}),"
-        f" {torch.get_num_threads()} threads, torch {m['torch']}, {m['date']}, commit {m['commit']}."
+        f" {threads}, torch {m['torch']}, {m['date']}, commit {m['commit']}."
     )
     text = "\n\n".join(tables) + "\n"
     if args.write is None:

@@ -116,7 +116,9 @@ class PackedLinear:
         return self.packed.project(x, self.bias, residual, out)
 
     def as_batch_invariant(self) -> PackedLinear:
-        """The same weights, all products by our kernel."""
+        """The same weights, all products by our kernel; itself where it does them anyway."""
+        if self._unpack_from == sys.maxsize:
+            return self
         return PackedLinear(self.packed, self.bias, in_one_path=True)
 
 

@@ -43,10 +43,7 @@ class Peer:
         batch = llama_cpp.llama_batch_init(max(MICRO_BATCH, len(prompts)), 0, 1)
         try:
             begin = time.perf_counter()
-            tokens = [
-                self._prefill(context, batch, sequence, prompt, samplers[sequence])
-                for sequence, prompt in enumerate(prompts)
-            ]
+            tokens = self._prefill(context, batch, prompts, samplers)
             for index in range(output_tokens - 1):
                 for sequence, token in enumerate(tokens):
                     self._put(batch, sequence, token, len(prompts[sequence]) + index, sequence, True)
@@ -62,15 +59,23 @@ class Peer:
             llama_cpp.llama_batch_free(batch)
             llama_cpp.llama_free(context)
 
-    def _prefill(self, context: Any, batch: Any, sequence: int, prompt: list[int], sampler: Any) -> int:
-        """Computes a prompt; returns the token that follows."""
-        for begin in range(0, len(prompt), MICRO_BATCH):
-            part = prompt[begin : begin + MICRO_BATCH]
-            for row, given in enumerate(part):
-                self._put(batch, row, given, begin + row, sequence, begin + row == len(prompt) - 1)
+    def _prefill(self, context: Any, batch: Any, prompts: list[list[int]], samplers: list[Any]) -> list[int]:
+        """Computes the prompts, as many in a pass as it holds; returns the token that follows each."""
+        places = [
+            (sequence, position, token, position == len(prompt) - 1)
+            for sequence, prompt in enumerate(prompts)
+            for position, token in enumerate(prompt)
+        ]
+        following = [0] * len(prompts)
+        for begin in range(0, len(places), MICRO_BATCH):
+            part = places[begin : begin + MICRO_BATCH]
+            for row, (sequence, position, token, is_last) in enumerate(part):
+                self._put(batch, row, token, position, sequence, is_last)
             self._decode(context, batch, len(part))
-        token: int = llama_cpp.llama_sampler_sample(sampler, context, -1)
-        return token
+            for row, (sequence, _, _, is_last) in enumerate(part):
+                if is_last:
+                    following[sequence] = llama_cpp.llama_sampler_sample(samplers[sequence], context, row)
+        return following
 
     def _context(self, prompts: list[list[int]], output_tokens: int) -> Any:
         params = llama_cpp.llama_context_default_params()
