@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE_ROWS = 32
+ROW_COUNTS_AN_OCTAVE = 8  # numbers of rows between a power of two and the next
 UNSPLIT = 16384
 """Elements that torch's functions never split between threads: 32768 in general, half of that in gelu."""
 
@@ -29,17 +30,21 @@ class Linear:
             the same bits whatever other rows there are.
     """
 
-    __slots__ = ("bias", "in_tiles", "weight")
+    __slots__ = ("bias", "in_tiles", "rounds_rows", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, in_tiles: bool = False) -> None:
         self.weight = weight
         self.bias = bias
         self.in_tiles = in_tiles
+        self.rounds_rows = weight.device.type == "cpu" and weight.dtype != torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
         if self.in_tiles:
             return self._project_tiles(x)
+        rows = len(x)
+        if self.rounds_rows and (missing := round_rows(rows) - rows):
+            return F.linear(F.pad(x, (0, 0, 0, missing)), self.weight, self.bias)[:rows]
         return F.linear(x, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -49,9 +54,17 @@ class Linear:
     def _project_tiles(self, x: Tensor) -> Tensor:
         rows = len(x)
         if missing := -rows % TILE_ROWS:
-            x = torch.cat([x, x.new_zeros((missing, x.shape[1]))])
+            x = F.pad(x, (0, 0, 0, missing))
         tiles = [F.linear(tile, self.weight, self.bias) for tile in torch.split(x, TILE_ROWS)]
         return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:rows]
+
+
+def round_rows(rows: int) -> int:
+    """The number of rows, at least `rows`, that a product is made with: one of few, at most an eighth more."""
+    if rows <= TILE_ROWS:
+        return rows
+    step = (1 << (rows - 1).bit_length()) // (2 * ROW_COUNTS_AN_OCTAVE)
+    return -(-rows // step) * step
 
 
 def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
