@@ -82,7 +82,11 @@ def test_a_product_has_the_rows_that_went_in(
         return linear(x, *others)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    x, weight, bias = torch.randn(rows, 64).to(dtype), torch.randn(40, 64).to(dtype), torch.randn(40).to(dtype)
+    x, weight, bias = (
+        torch.randn(rows, 64).to(dtype),
+        torch.randn(40, 64).to(dtype),
+        torch.randn(40).to(dtype),
+    )
     y = Linear(weight, bias)(x)
     assert made == [round_rows(rows)]
     assert (y.shape, y.dtype) == ((rows, 40), dtype)

@@ -60,7 +60,7 @@ class Linear:
 
 
 def round_rows(rows: int) -> int:
-    """The number of rows, at least `rows`, that a product is made with: one of few, at most an eighth more."""
+    """With how many rows a product of `rows` is made: one of few numbers, an eighth more at most."""
     if rows <= TILE_ROWS:
         return rows
     step = (1 << (rows - 1).bit_length()) // (2 * ROW_COUNTS_AN_OCTAVE)
