@@ -19,11 +19,14 @@ from tokenstep.server.completions import completions_router
 from tokenstep.server.context import ContextMiddleware, ErrorMiddleware
 from tokenstep.server.errors import ApiError
 from tokenstep.server.information import models_router, operations_router, tokenizer_router
+from tokenstep.server.next_token import next_token_router
 from tokenstep.server.schema import (
     REFERENCES,
     DetokenizeRequest,
+    HttpCompletionRequest,
+    NextTokenRequest,
     TokenizeRequest,
-    completion_request_schema,
+    request_schema,
 )
 from tokenstep.server.state import ServerState
 
@@ -45,6 +48,7 @@ def create_app(state: ServerState) -> FastAPI:
     )
     for prefix, shown in ((API_PREFIX, True), ("", False)):
         app.include_router(completions_router(state), prefix=prefix, include_in_schema=shown)
+        app.include_router(next_token_router(state), prefix=prefix, include_in_schema=shown)
         app.include_router(models_router(state), prefix=prefix, include_in_schema=shown)
         app.include_router(tokenizer_router(state), prefix=prefix, include_in_schema=not shown)
     app.include_router(operations_router(state))
@@ -87,9 +91,9 @@ def _openapi(app: FastAPI, state: ServerState) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, of which nothing comes
         schemas.pop(unused, None)
     del schema["paths"][f"{API_PREFIX}/models/{{model}}"]["get"]["responses"]["422"]
-    request = completion_request_schema()
-    schemas |= request.pop("$defs", {})
-    schemas["HttpCompletionRequest"] = request
+    for request in (HttpCompletionRequest, NextTokenRequest):
+        schemas[request.__name__] = written = request_schema(request)
+        schemas |= written.pop("$defs", {})
     parsed_here: tuple[type[BaseModel], ...] = (TokenizeRequest, DetokenizeRequest, CompletionChunk)
     for model in parsed_here:
         written = model.model_json_schema(ref_template=REFERENCES)

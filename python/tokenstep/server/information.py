@@ -19,7 +19,6 @@ from tokenstep.server.body import BodyParser, read_body
 from tokenstep.server.errors import openapi_responses
 from tokenstep.server.metrics import CONTENT_TYPE
 from tokenstep.server.schema import (
-    REFERENCES,
     DetokenizeRequest,
     DetokenizeResponse,
     Health,
@@ -28,6 +27,7 @@ from tokenstep.server.schema import (
     TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,
+    body_of,
 )
 from tokenstep.server.state import ServerState
 
@@ -67,7 +67,7 @@ def tokenizer_router(state: ServerState) -> APIRouter:
         summary="Turn text into token ids",
         response_model=TokenizeResponse,
         responses=openapi_responses(401, 404, 408, 413, 415, 422, 503),
-        openapi_extra=_body_of("TokenizeRequest"),
+        openapi_extra=body_of(TokenizeRequest),
     )
     async def tokenize(request: Request) -> Response:
         service = state.require_service()
@@ -95,7 +95,7 @@ def tokenizer_router(state: ServerState) -> APIRouter:
         summary="Turn token ids into text",
         response_model=DetokenizeResponse,
         responses=openapi_responses(401, 404, 408, 413, 415, 422, 503),
-        openapi_extra=_body_of("DetokenizeRequest"),
+        openapi_extra=body_of(DetokenizeRequest),
     )
     async def detokenize(request: Request) -> Response:
         service = state.require_service()
@@ -181,11 +181,6 @@ def _content_policy(page: str) -> str:
         f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']};"
         " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def _body_of(model: str) -> dict[str, object]:
-    schema = {"$ref": REFERENCES.format(model=model)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _check_model(name: str | None, service: CompletionService) -> None:

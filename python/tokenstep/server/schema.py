@@ -41,18 +41,47 @@ class HttpCompletionRequest(CompletionRequest):
     model: str = Field(description="the model to use: an id of /v1/models")
 
 
-def completion_request_schema() -> dict[str, Any]:
-    """The JSON schema of `HttpCompletionRequest`, with its definitions under "$defs"."""
-    schema = HttpCompletionRequest.model_json_schema(ref_template=REFERENCES)
+def body_of(model: type[BaseModel]) -> dict[str, object]:
+    """What OpenAPI is told of a body that a route parses itself."""
+    schema = {"$ref": REFERENCES.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+class NextTokenRequest(HttpCompletionRequest):
+    """A request as for a completion of one prompt, whose next token is wanted as it is drawn."""
+
+    output_tokens: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="token ids that were generated after the prompt"
+    )
+    top: int = Field(20, ge=1, le=100, description="how many of the likeliest tokens to report")
+
+
+EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
+    HttpCompletionRequest: {
+        "model": "smollm2",
+        "prompt": "The capital of Germany is",
+        "max_tokens": 8,
+        "temperature": 0,
+    },
+    NextTokenRequest: {
+        "model": "smollm2",
+        "prompt": "The capital of Germany is",
+        "temperature": 0.7,
+        "top": 5,
+    },
+}
+
+
+def request_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a request, with its definitions under "$defs"; null is allowed where it may be."""
+    schema = model.model_json_schema(ref_template=REFERENCES)
     for name, written in schema["properties"].items():
-        if name == "model":
+        if name in schema["required"]:
             continue
         notes = {key: written.pop(key) for key in ("title", "description", "default") if key in written}
         forms = SAID_OTHERWISE.get(name) or written.get("anyOf") or [written]
         schema["properties"][name] = {**notes, "anyOf": [form for form in forms if form != NULL] + [NULL]}
-    schema["examples"] = [
-        {"model": "smollm2", "prompt": "The capital of Germany is", "max_tokens": 8, "temperature": 0}
-    ]
+    schema["examples"] = [EXAMPLES[model]]
     return schema
 
 
