@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import importlib.resources
-import re
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -18,6 +14,7 @@ from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.server.body import BodyParser, read_body
 from tokenstep.server.errors import openapi_responses
 from tokenstep.server.metrics import CONTENT_TYPE
+from tokenstep.server.page import load_page
 from tokenstep.server.schema import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -139,8 +136,7 @@ def tokenizer_router(state: ServerState) -> APIRouter:
 def operations_router(state: ServerState) -> APIRouter:
     """What operators and their tools look at, and the page."""
     router = APIRouter()
-    page = importlib.resources.files("tokenstep.server").joinpath("page.html").read_text("utf-8")
-    page_headers = {"Content-Security-Policy": _content_policy(page), "Referrer-Policy": "no-referrer"}
+    page, page_headers = load_page()
 
     @router.head("/health", include_in_schema=False)
     @router.get(
@@ -168,19 +164,6 @@ def operations_router(state: ServerState) -> APIRouter:
         return HTMLResponse(page, headers=page_headers)
 
     return router
-
-
-def _content_policy(page: str) -> str:
-    """The page may run its own script and style, and call this server: nothing else."""
-    allowed = {}
-    for tag in ("script", "style"):
-        (contents,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(contents.encode()).digest()).decode()
-        allowed[tag] = f"'sha256-{digest}'"
-    return (
-        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']};"
-        " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
 
 
 def _check_model(name: str | None, service: CompletionService) -> None:
