@@ -11,7 +11,7 @@ function visible(text) {
 }
 
 const percent = (share) => (share >= 0.9995 || share === 0 ? `${Math.round(100 * share)} %`
-  : share >= 0.0005 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %");
+  : share >= 0.0005 ? `${(100 * share).toFixed(1)} %` : "<0.1 %");
 
 class Output {
   /** `onSelect(index)` is told which token is selected; null: none. */
