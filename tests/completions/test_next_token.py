@@ -17,7 +17,7 @@ from scripted_model import GREEDY, is_idle, make_service, recite
 from tokenstep.completions.errors import GenerationError, RequestError
 from tokenstep.completions.next_token import NextToken, next_token
 from tokenstep.completions.schema import CompletionRequest
-from tokenstep.engine import EngineStopped
+from tokenstep.engine import EngineStopped, Observer
 from tokenstep.reference.sampling import probabilities, process
 
 VOCAB = BEGIN + 1
@@ -137,21 +137,30 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
 
 
 def test_it_ends_with_its_task_and_with_the_engine() -> None:
+    class Counting(Observer):
+        count = 0
+
+        def cancelled(self) -> None:
+            self.count += 1
+
     model = recite("held")
     model.hold_at = 2
     service = make_service(model)
+    service.loop.observer = observer = Counting()
 
     async def work() -> None:
         request = CompletionRequest.parse({**GREEDY, "prompt": [5, 9]})
-        task = asyncio.create_task(next_token(service, request, [], 5))
+        first, second = (asyncio.create_task(next_token(service, request, [], 5)) for _ in range(2))
         await asyncio.sleep(0.1)
-        task.cancel()
+        second.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await task
+            await second
         model.gate.set()
+        assert (await first).tokens
 
     asyncio.run(work())
     assert is_idle(service)
+    assert observer.count == 1
     service.loop.close()
     with pytest.raises(EngineStopped):
         ask(service)
