@@ -53,7 +53,7 @@ def scripted(*options: str, until_ready: bool = True) -> Any:
 
 
 def test_a_signal_lets_requests_in_flight_finish_and_turns_others_away() -> None:
-    with scripted("--step-seconds", "0.05") as server:
+    with scripted("--step-seconds", "0.1") as server:
         stream = Stream(server)
         stream.next()
         server.signal(signal.SIGTERM)

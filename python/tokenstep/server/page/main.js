@@ -107,7 +107,7 @@ byId("form").addEventListener("submit", async (event) => {
 byId("halt").addEventListener("click", () => controller?.abort());
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") controller?.abort();
-  if (event.key === "Enter" && event.ctrlKey) byId("form").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
 });
 let typing = 0;
 byId("prompt").addEventListener("input", () => {
