@@ -151,7 +151,8 @@ def test_it_ends_with_its_task_and_with_the_engine() -> None:
     async def work() -> None:
         request = CompletionRequest.parse({**GREEDY, "prompt": [5, 9]})
         first, second = (asyncio.create_task(next_token(service, request, [], 5)) for _ in range(2))
-        await asyncio.sleep(0.1)
+        while service.loop.stats().waiting < 2:  # neither has been computed
+            await asyncio.sleep(0.01)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second

@@ -63,6 +63,21 @@ def test_a_stream_with_usage(client: Any) -> None:
     assert all(chunk.usage is None for chunk in chunks)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_p": 0},
+        {"extra_body": {"top_k": 1}},
+        {"extra_body": {"min_p": 1}},
+        {"logit_bias": {"11452": 100}, "frequency_penalty": 2, "presence_penalty": 2},
+        {"seed": 1, "best_of": 2, "extra_body": {"repetition_penalty": 1.1, "top_k": 1}},
+    ],
+)
+def test_the_clients_names_of_parameters_reach_the_sampler(client: Any, fields: dict[str, Any]) -> None:
+    completion = client.completions.create(**{**GREEDY, "temperature": 2, "max_tokens": 1, **fields})
+    assert completion.choices[0].text == " Berlin"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_have_a_typed_clients_form(client: Any, stream: bool) -> None:
     fields = {**GREEDY, "logprobs": 2, "echo": True, "max_tokens": 2}

@@ -342,6 +342,12 @@ def ask(request: pytest.FixtureRequest, smollm2_server: RunningServer) -> Asker:
     return Asker(client, request.param)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+SLOW = {"top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
+SLOW |= {"logit_bias", "best_of", "seed"}  # they take many requests
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CHECKS]
+)
 def test_each_parameter_does_what_it_says(name: str, ask: Asker, smollm2_server: RunningServer) -> None:
     CHECKS[name](ask, smollm2_server)
