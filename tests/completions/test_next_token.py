@@ -145,7 +145,7 @@ def test_it_ends_with_its_task_and_with_the_engine() -> None:
 
     model = recite("held")
     model.hold_at = 2
-    service = make_service(model)
+    service = make_service(model, max_batch=1)
     service.loop.observer = observer = Counting()
 
     async def work() -> None:
