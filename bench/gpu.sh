@@ -62,6 +62,7 @@ if command -v compute-sanitizer > /dev/null; then
   few="each_way_through_the_kernel and solo1 and (top_k or greedy)"
   few+=" or rows_are_rotated and bfloat16 and odd or harms_nothing or parts_merge and bfloat16 and 128"
   few+=" or every_head_size and float16-128 or attention_that_appends and float16-GQA"
+  few+=" or quantised_caches and e4m3-128"
   for tool in memcheck racecheck synccheck; do
     run "sanitizer-$tool" 28 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       --kernel-regex kns=tokenstep "${tests[@]}" tests/simt/test_sample_kernels.py \
@@ -81,11 +82,13 @@ bench() {
   measured+=("$name")
   run "bench-$name" "$seconds" "$python" -m tokenstep.cli.main bench "$@" --device cuda --json "$out/$name.json"
 }
-bench sample-bfloat16 50 sample --batches 1,64,128 --dtypes bfloat16 --budget 0.1
+bench sample-bfloat16 40 sample --batches 1,64,128 --dtypes bfloat16 --budget 0.1
 bench sample-float32 25 sample --batches 1,64 --dtypes float32 --budget 0.1
 attention=(attention --budget 0.05 --dtypes bfloat16)
 bench attention 45 "${attention[@]}" --models SmolLM2-135M,Llama-3.1-8B,Llama-3.1-70B --batches 1,8,64 \
   --contexts 256,4096 --block-sizes 1,16 --lengths equal,skewed --peers torch
+bench attention-caches 15 "${attention[@]}" --models Llama-3.1-8B --batches 1,64 --contexts 4096 --block-sizes 16 \
+  --cache-dtypes float8_e4m3,int8
 # FlashInfer compiles its kernels at the first call, with nvcc: a step of its own, which may run out of time.
 bench attention-peers 25 "${attention[@]}" --models Llama-3.1-70B --batches 1,64 --contexts 256,4096 \
   --block-sizes 16 --peers flashinfer,fusedtok

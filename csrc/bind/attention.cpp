@@ -87,10 +87,6 @@ nb::object paged_attention(nb::handle q_source, nb::handle k_cache, nb::handle v
   PagedBatch& batch = params.batch;
   batch = read_batch(reader,
                      {k_cache, v_cache, block_table, seq_lens, k, v, rope, query_start, k_scale, v_scale}, q);
-  if (is_quantised(batch.cache_dtype) && !backend::kOnHost)
-    raise<TypeError>(reader.op(),
-                     "k_cache has dtype %s, expected %s like q: the kernel of %s has no other yet",
-                     name_of(batch.cache_dtype), name_of(batch.dtype), backend::kDeviceName);
   read_queries(q, batch);
   batch.max_query_len = read_positive_int(reader.op(), "max_query_len", max_query_len);
   check_query_start(reader.op(), batch);

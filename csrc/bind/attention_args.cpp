@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 #include <string>
@@ -17,10 +18,10 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 RowsView rows_view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1]}; }
 CacheView cache_view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2]}; }
 
-// The kernels of a GPU copy rows of a cache in pieces of so many bytes.
+// The kernels of a GPU copy rows of a cache in pieces of eight elements, or of 16 bytes.
 void expect_aligned_rows(const Tensor& cache) {
-  constexpr int64_t kPiece = 16;
-  const auto is_aligned = [&](int64_t bytes) { return bytes % kPiece == 0; };
+  const int64_t piece = std::min<int64_t>(8 * bytes_of(cache.dtype), 16);
+  const auto is_aligned = [&](int64_t bytes) { return bytes % piece == 0; };
   bool aligned = is_aligned(static_cast<int64_t>(reinterpret_cast<uintptr_t>(cache.data)));
   for (int axis = 0; axis < 3; ++axis)
     aligned &= cache.shape[axis] < 2 || is_aligned(cache.stride[axis] * bytes_of(cache.dtype));
@@ -29,7 +30,7 @@ void expect_aligned_rows(const Tensor& cache) {
                       "%s has rows at strides of %lld, %lld and %lld elements, expected rows that begin at "
                       "multiples of %lld bytes",
                       cache.argument, ll(cache.stride[0]), ll(cache.stride[1]), ll(cache.stride[2]),
-                      ll(kPiece));
+                      ll(piece));
 }
 
 void read_caches(TensorReader& reader, const BatchArguments& arguments, bool appends, const Tensor& first,

@@ -4,9 +4,32 @@
 #include "cuda/attention.h"
 #include "cuda/attention_heuristics.h"
 #include "cuda/attention_workspace.h"
+#include "cuda/element.cuh"
 
 namespace tokenstep::cuda {
 namespace {
+
+// Whether the cache's rows can be copied in pieces of 16 bytes.
+bool has_wide_rows(const CacheView& cache, const PagedBatch& batch) {
+  constexpr int64_t kPieceBytes = 16;
+  const int64_t element = bytes_of(batch.cache_dtype);
+  const auto fits = [](int64_t bytes) { return bytes % kPieceBytes == 0; };
+  return fits(static_cast<int64_t>(reinterpret_cast<uintptr_t>(cache.data))) &&
+         fits(batch.head_dim * element) && fits(cache.block_stride * element) &&
+         fits(cache.token_stride * element) && fits(cache.head_stride * element);
+}
+
+template <class T>
+void launch_for_cache(AttentionKernelParams& params, const Stream& stream) {
+  switch (params.op.batch.cache_dtype) {
+    case DType::kFloat8E4M3:
+      return launch_attention<T, Float8>(params, stream);
+    case DType::kInt8:
+      return launch_attention<T, Int8>(params, stream);
+    default:
+      return launch_attention<T, T>(params, stream);
+  }
+}
 
 int num_slots_of(int device_id) {
   return forced_attention.slots ? forced_attention.slots : attention_slots(limits_of(device_id), kMaxLanes);
@@ -35,16 +58,13 @@ void paged_attention(const AttentionParams& op, const Stream& stream) {
   if (int64_t{batch.num_queries} * batch.num_heads > INT32_MAX)
     raise<ValueError>(kOp, "q has %d rows of %d heads, expected less than 2^31 in all", batch.num_queries,
                       batch.num_heads);
-  if (batch.cache_dtype != batch.dtype)
-    raise<TypeError>(
-        kOp, "k_cache has dtype %s, expected %s like q: quantised caches are not supported on a GPU yet",
-        name_of(batch.cache_dtype), name_of(batch.dtype));
   if (batch.num_sequences == 0 && batch.num_queries == 0) return;
 
   AttentionKernelParams params{};
   params.op = op;
   params.group = batch.num_heads / batch.num_kv_heads;
   params.chunk_tokens = chunk_tokens(batch.head_dim, batch.cache_dtype);
+  params.wide_rows = has_wide_rows(batch.k_cache, batch) && has_wide_rows(batch.v_cache, batch);
   params.num_slots = num_slots_of(stream.device_id);
   if (op.workspace_bytes < static_cast<int64_t>(AttentionWorkspace::bytes(params.num_slots)))
     throw std::logic_error("tokenstep: paged_attention without its workspace");
@@ -55,11 +75,11 @@ void paged_attention(const AttentionParams& op, const Stream& stream) {
   params.parts = reinterpret_cast<float*>(workspace + AttentionWorkspace::zeroed_bytes(params.num_slots));
   switch (batch.dtype) {
     case DType::kFloat32:
-      return launch_attention<float>(params, stream);
+      return launch_for_cache<float>(params, stream);
     case DType::kFloat16:
-      return launch_attention<__half>(params, stream);
+      return launch_for_cache<__half>(params, stream);
     default:
-      return launch_attention<__nv_bfloat16>(params, stream);
+      return launch_for_cache<__nv_bfloat16>(params, stream);
   }
 }
 

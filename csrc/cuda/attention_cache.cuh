@@ -4,7 +4,8 @@
 // Each lane of the warp works out where one token lies, a stage before it is needed; when a slice is copied,
 // the places are shuffled to the lanes that copy the pieces of that token's row. A page of one token costs
 // what a page of 256 costs. Rows that nobody sees are zeros and are not read. New rows come from new_k and
-// new_v, rotated and rounded as they will be in their page, which another block may be writing.
+// new_v, rotated and rounded (or quantised) as they will be in their page, which another block may be
+// writing.
 #pragma once
 #include "cuda/attention_rows.cuh"
 
@@ -52,10 +53,10 @@ struct TokenPlace {
   int64_t key = 0, value = 0;  // of a page: elements from the caches' beginning
 };
 
-template <class T, int kHeadDim>
+template <class T, class C, int kHeadDim>
 class CacheRing {
  public:
-  using Rows = SharedRows<T, kHeadDim>;
+  using Rows = SharedRows<C, kHeadDim>;
   static constexpr int kSideBytes = kSliceTokens * Rows::kRowBytes;
 
   // `memory` is this warp's.
@@ -92,8 +93,8 @@ class CacheRing {
 
   // All lanes, each with its token's place. The caller commits.
   __device__ __forceinline__ void copy(int stage, const TokenPlace& place) {
-    const T* const k_cache = static_cast<const T*>(batch_.k_cache.data);
-    const T* const v_cache = static_cast<const T*>(batch_.v_cache.data);
+    const C* const k_cache = static_cast<const C*>(batch_.k_cache.data);
+    const C* const v_cache = static_cast<const C*>(batch_.v_cache.data);
     const int lane = recomputed(lane_id());
     [[maybe_unused]] constexpr int kUnroll = kHeadDim > 128 ? 2 : 4;  // more would be more registers
 #pragma unroll kUnroll
@@ -103,10 +104,9 @@ class CacheRing {
       const int64_t key = __shfl_sync(kAllLanes, place.key, token);
       const int64_t value = __shfl_sync(kAllLanes, place.value, token);
       if (source >= 0) continue;
-      const bool exists = source == TokenPlace::kPage && piece * Rows::kPieceElements < batch_.head_dim;
-      const int64_t element = exists ? piece * Rows::kPieceElements : 0;
-      copy_async_16(Rows::piece(keys(stage), token, piece), k_cache + key + element, exists);
-      copy_async_16(Rows::piece(values(stage), token, piece), v_cache + value + element, exists);
+      const bool exists = source == TokenPlace::kPage;
+      copy_piece(Rows::piece(keys(stage), token, piece), k_cache + key, piece, exists);
+      copy_piece(Rows::piece(values(stage), token, piece), v_cache + value, piece, exists);
     }
     unsigned fresh = __ballot_sync(kAllLanes, place.source >= 0) & 0xffffu;
 #pragma unroll 1
@@ -123,18 +123,36 @@ class CacheRing {
   }
 
  private:
+  __device__ __forceinline__ void copy_piece(char* shared, const C* row, int piece, bool exists) const {
+    const auto begin_of = [&](int element) { return element < batch_.head_dim && exists ? element : 0; };
+    const int first = piece * Rows::kPieceElements;
+    if constexpr (sizeof(C) == 1) {
+      if (!rows_.params.wide_rows) {
+        const int second = first + Rows::kPieceElements / 2;
+        copy_async_8(shared, row + begin_of(first), exists && first < batch_.head_dim);
+        copy_async_8(shared + 8, row + begin_of(second), exists && second < batch_.head_dim);
+        return;
+      }
+    }
+    copy_async_16(shared, row + begin_of(first), exists && first < batch_.head_dim);
+  }
+
   __device__ __forceinline__ void copy_new_row(int stage, int token, int row) {
-    const T* const key = head_of<T>(batch_.new_k, row, rows_.item.kv_head);
-    const T* const value = head_of<T>(batch_.new_v, row, rows_.item.kv_head);
+    const int kv_head = rows_.item.kv_head;
+    const T* const key = head_of<T>(batch_.new_k, row, kv_head);
+    const T* const value = head_of<T>(batch_.new_v, row, kv_head);
+    const float key_scale = scale_of(batch_.k_scale, kv_head),
+                value_scale = scale_of(batch_.v_scale, kv_head);
     const int64_t position = rows_.new_begin + row - rows_.item.first_row;
 #pragma unroll 1
     for (int i = lane_id(); i < kHeadDim; i += kWarpSize) {
       const int offset = i % Rows::kPieceElements, piece = i / Rows::kPieceElements;
       const bool exists = i < batch_.head_dim;
-      const T zero = narrow<T>(0.0f);
-      reinterpret_cast<T*>(Rows::piece(keys(stage), token, piece))[offset] =
-          exists ? narrow<T>(rotated(batch_.rope, position, key, i)) : zero;
-      reinterpret_cast<T*>(Rows::piece(values(stage), token, piece))[offset] = exists ? value[i] : zero;
+      const C zero = narrow<C>(0.0f);
+      reinterpret_cast<C*>(Rows::piece(keys(stage), token, piece))[offset] =
+          exists ? stored_key<T, C>(batch_.rope, position, key, i, key_scale) : zero;
+      reinterpret_cast<C*>(Rows::piece(values(stage), token, piece))[offset] =
+          exists ? stored_value<T, C>(value, i, value_scale) : zero;
     }
   }
 

@@ -14,14 +14,16 @@ namespace tokenstep::cuda {
 // ---- what bits depend on ----------------------------------------------------------------------------------
 // Head sizes that models have (64, 80, 96, 112, 128, 192, 256) have a kernel each: attention_float16.cu and
 // its like. Others take the next larger one, whose remaining dimensions are zeros in shared memory and are
-// not read. float32 is for tests and small models: three sizes, and no tensor cores.
+// not read. Caches of one byte have three sizes: a row of theirs has half the bytes and the same arithmetic,
+// and a kernel for each of three types of queries. float32 is for tests and small models: three sizes, and
+// no tensor cores.
 
 // A warp's slice of 16 tokens is 4 KB of keys and values at D = 64 in 16 bits, 16 KB at 256. Four warps give
 // a block 64 tokens a step, which divide every chunk (128 tokens at least), and their registers (up to 255 of
 // each of 128 threads: 16 x D outputs, 16 x D queries, fragments) fit twice into a multiprocessor's 65,536.
-// float32 beyond 128 dimensions: a slice is 32 KB, and four would not fit the 99 KB of sm_86, sm_89 and
-// sm_120.
-constexpr int attention_warps(int head_dim, int bytes_per_element) {
+// float32 beyond 128 dimensions: a slice is up to 32 KB, and the results of four warps are 66 KB beside the
+// queries' 16: they would not fit the 99 KB of sm_86, sm_89 and sm_120.
+constexpr int attention_warps(int head_dim, int bytes_per_element) {  // of queries
   return head_dim * bytes_per_element > 512 ? 2 : 4;
 }
 

@@ -24,10 +24,12 @@
 
 namespace tokenstep::cuda {
 
-template <class T, int kHeadDim, int kWarps>
+template <class T, class C, int kHeadDim, int kWarps>
 class AttentionBlock {
-  using Shared = AttentionShared<T, kHeadDim, kWarps>;
-  using Merge = AttentionMerge<T, kHeadDim, kWarps>;
+  using Shared = AttentionShared<T, C, kHeadDim, kWarps>;
+  using Merge = AttentionMerge<T, C, kHeadDim, kWarps>;
+  using Ring = CacheRing<T, C, kHeadDim>;
+  using Math = SliceMath<T, C, kHeadDim>;
   static constexpr int kThreads = Shared::kThreads;
 
  public:
@@ -42,7 +44,7 @@ class AttentionBlock {
     if (!takes_all || !bad) {
       const Merge merge(rows);
       if (takes_all) merge.clear_total();
-      load_queries<T, kHeadDim>(rows, Shared::queries(), kThreads);
+      load_queries<T, C, kHeadDim>(rows, Shared::queries(), kThreads);
       const int lanes = takes_all ? item.num_lanes : 1;
 #pragma unroll 1
       for (int i = 0; i < lanes; ++i) {
@@ -85,7 +87,7 @@ class AttentionBlock {
   // tiles each see less, and their verdicts must agree: each judges all ids of its lanes.
   __device__ __forceinline__ bool judge(const TileRows& rows) const {
     const AttentionItem& item = rows.item;
-    CacheRing<T, kHeadDim> ring(rows, nullptr);
+    Ring ring(rows, nullptr);
     const auto judge_tokens = [&](int begin, int end) {
       for (int i = begin / batch_.block_size + static_cast<int>(threadIdx.x);
            i <= (end - 1) / batch_.block_size; i += kThreads)
@@ -112,8 +114,8 @@ class AttentionBlock {
 #pragma unroll
       for (int i = 0; i < 4; ++i) outputs[j][i] = 0.0f;
     RunningRows running;
-    CacheRing<T, kHeadDim> ring(rows, Shared::rings() + warp_id() * params_.stages * Shared::kSlotBytes);
-    SliceMath<T, kHeadDim> math;
+    Ring ring(rows, Shared::rings() + warp_id() * params_.stages * Shared::kSlotBytes);
+    Math math;
     const ScoreRules rules(rows);
 
     const int stages = params_.stages;
@@ -166,8 +168,7 @@ class AttentionBlock {
   }
 
   __device__ __forceinline__ static void attend_slice(const TileRows& rows, const ScoreRules& rules,
-                                                      const SliceMath<T, kHeadDim>& math,
-                                                      const CacheRing<T, kHeadDim>& ring, int stage,
+                                                      const Math& math, const Ring& ring, int stage,
                                                       int slice, RunningRows& running,
                                                       SliceOutputs<kHeadDim>& outputs) {
     const bool all_see_all = slice + kSliceTokens <= rows.first_position + 1 &&
@@ -252,8 +253,9 @@ class AttentionBlock {
     for (int query = (first + group - 1) / group; query < end; ++query) {
       const int position = rows.new_begin + query;
       const int32_t* const table = batch_.block_table + item.sequence * batch_.block_table_stride;
-      append_head<T>(batch_, int64_t{item.first_row} + query, position, table[position / batch_.block_size],
-                     item.kv_head, static_cast<int>(threadIdx.x), kThreads);
+      append_head<T, C>(batch_, int64_t{item.first_row} + query, position,
+                        table[position / batch_.block_size], item.kv_head, static_cast<int>(threadIdx.x),
+                        kThreads);
     }
   }
 
@@ -263,11 +265,11 @@ class AttentionBlock {
 };
 
 // Two blocks fit a multiprocessor: 65,536 registers are 256 for each of their threads.
-template <class T, int kHeadDim, int kWarps>
+template <class T, class C, int kHeadDim, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarpSize, 2)
     attention_kernel(const __grid_constant__ AttentionKernelParams params) {
-  AttentionWork<AttentionShared<T, kHeadDim, kWarps>> work(params);
-  AttentionBlock<T, kHeadDim, kWarps> block(params, work.reuses_slots());
+  AttentionWork<AttentionShared<T, C, kHeadDim, kWarps>> work(params);
+  AttentionBlock<T, C, kHeadDim, kWarps> block(params, work.reuses_slots());
 #pragma unroll 1
   while (const AttentionItem* const item = work.next()) block.run(*item);
   work.finish();

@@ -21,10 +21,10 @@ inline int64_t most_items(const AttentionKernelParams& params) {
   return (tiles * lanes + 1) * batch.num_kv_heads;
 }
 
-template <class T, int kHeadDim>
+template <class T, class C, int kHeadDim>
 void launch_attention_of(AttentionKernelParams& params, const Stream& stream) {
   constexpr int kWarps = attention_warps(kHeadDim, sizeof(T));
-  using Shared = AttentionShared<T, kHeadDim, kWarps>;
+  using Shared = AttentionShared<T, C, kHeadDim, kWarps>;
   constexpr auto kSharedBytes = [](int stages) { return Shared::bytes(stages); };
   static_assert(fits_every_architecture(kSharedBytes));
   const DeviceLimits& limits = limits_of(stream.device_id);
@@ -33,7 +33,7 @@ void launch_attention_of(AttentionKernelParams& params, const Stream& stream) {
   params.stages = forced_attention.stages ? forced_attention.stages : geometry->stages;
   const int grid = attention_grid(*geometry, limits, most_items(params));
   const int blocks = forced_attention.grid ? forced_attention.grid : grid;
-  launch<attention_kernel<T, kHeadDim, kWarps>>(
+  launch<attention_kernel<T, C, kHeadDim, kWarps>>(
       {.name = "paged_attention",
        .grid = static_cast<unsigned>(blocks),
        .block = static_cast<unsigned>(Shared::kThreads),
@@ -42,11 +42,11 @@ void launch_attention_of(AttentionKernelParams& params, const Stream& stream) {
 }
 
 // The kernel of the smallest of these head sizes that holds the batch's.
-template <class T, int kHeadDim, int... kLarger>
+template <class T, class C, int kHeadDim, int... kLarger>
 void launch_attention_in(AttentionKernelParams& params, const Stream& stream) {
   if constexpr (sizeof...(kLarger) > 0)
-    if (params.op.batch.head_dim > kHeadDim) return launch_attention_in<T, kLarger...>(params, stream);
-  launch_attention_of<T, kHeadDim>(params, stream);
+    if (params.op.batch.head_dim > kHeadDim) return launch_attention_in<T, C, kLarger...>(params, stream);
+  launch_attention_of<T, C, kHeadDim>(params, stream);
 }
 
 }  // namespace tokenstep::cuda

@@ -8,9 +8,9 @@
 
 namespace tokenstep::cuda {
 
-template <class T, int kHeadDim, int kWarps>
+template <class T, class C, int kHeadDim, int kWarps>
 class AttentionMerge {
-  using Shared = AttentionShared<T, kHeadDim, kWarps>;
+  using Shared = AttentionShared<T, C, kHeadDim, kWarps>;
   static constexpr int kThreads = Shared::kThreads;
   static constexpr int kWarpRow = Shared::kWarpRow;
   static constexpr int kPartFloats = kTileRows * part_floats_per_row(kHeadDim);
@@ -30,10 +30,11 @@ class AttentionMerge {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = warp * kTileRows + lane / 4 + 8 * r;
-      float* const out = warp_outputs() + row * kWarpRow + lane % 4 * 2;
+      float* const out = warp_outputs() + row * kWarpRow;
 #pragma unroll
-      for (int j = 0; j < kHeadDim / 8; ++j)
-        *reinterpret_cast<float2*>(out + 8 * j) = make_float2(outputs[j][2 * r], outputs[j][2 * r + 1]);
+      for (int step = 0; step < kHeadDim / 16; ++step)
+        Fragments<T, C, kHeadDim>::store_outputs(outputs[2 * step], outputs[2 * step + 1], r, lane,
+                                                 out + 16 * step);
       if (lane % 4 == 0) {
         warp_max()[row] = running.max[r];
         warp_sum()[row] = running.sum[r];
@@ -204,8 +205,9 @@ class AttentionMerge {
     return head_of<T>(params_.op.out, rows_.row_of_q(row), rows_.head_of_row(row)) + column;
   }
   __device__ __forceinline__ void write_output(int row, int column, float sum) const {
-    *output(row, column) =
-        narrow<T>(sum * totals().keep[row] / totals().take[row] + 0.0f);  // no negative zero
+    float result = sum * totals().keep[row] / totals().take[row];
+    if constexpr (sizeof(C) == 1) result *= params_.op.batch.v_scale[rows_.item.kv_head];
+    *output(row, column) = narrow<T>(result + 0.0f);  // no negative zero
   }
 
   __device__ __forceinline__ static RowTotals& totals() { return Shared::fixed().totals; }

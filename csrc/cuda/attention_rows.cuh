@@ -1,5 +1,6 @@
 // The query rows of an item: where they stand, and their way into shared memory.
 #pragma once
+#include "cuda/attention_fragments.cuh"
 #include "cuda/attention_work.cuh"
 #include "cuda/kv_append.cuh"
 
@@ -37,9 +38,9 @@ struct TileRows {
   __device__ __forceinline__ int64_t row_of_q(int row) const { return item.first_row + query_of(row); }
 };
 
-// Rotated and rounded, in pieces as SharedRows has them; rows beyond the tile's and dimensions beyond the
-// head's are zeros.
-template <class T, int kHeadDim>
+// Rotated and rounded, in pieces as SharedRows has them and dimensions as keys have them; rows beyond the
+// tile's and dimensions beyond the head's are zeros.
+template <class T, class C, int kHeadDim>
 __device__ __forceinline__ void load_queries(const TileRows& rows, char* shared, int num_threads) {
   using Rows = SharedRows<T, kHeadDim>;
   const PagedBatch& batch = rows.params.op.batch;
@@ -47,14 +48,15 @@ __device__ __forceinline__ void load_queries(const TileRows& rows, char* shared,
   for (int i = static_cast<int>(threadIdx.x); i < kTileRows * Rows::kPieces; i += num_threads) {
     const int row = i / Rows::kPieces, piece = i % Rows::kPieces;
     alignas(16) T elements[Rows::kPieceElements];
-    const bool exists = row < rows.count && piece * Rows::kPieceElements < batch.head_dim;
-    const int safe_row = exists ? row : 0;
+    const int safe_row = row < rows.count ? row : 0;
     const T* const head = head_of<T>(batch.q, rows.row_of_q(safe_row), rows.head_of_row(safe_row));
     const int position = rows.position_of(safe_row);
 #pragma unroll
-    for (int j = 0; j < Rows::kPieceElements; ++j)
-      elements[j] =
-          narrow<T>(exists ? rotated(batch.rope, position, head, piece * Rows::kPieceElements + j) : 0.0f);
+    for (int j = 0; j < Rows::kPieceElements; ++j) {
+      const int dim = Fragments<T, C, kHeadDim>::dimension(piece * Rows::kPieceElements + j);
+      const bool exists = row < rows.count && dim < batch.head_dim;
+      elements[j] = narrow<T>(exists ? rotated(batch.rope, position, head, dim) : 0.0f);
+    }
     uint4 words;
     memcpy(&words, elements, sizeof words);
     *reinterpret_cast<uint4*>(Rows::piece(shared, row, piece)) = words;

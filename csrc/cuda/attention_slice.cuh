@@ -1,8 +1,8 @@
 // The arithmetic of one warp on one slice of 16 tokens: scores of 16 query rows, weighted values. float16 and
 // bfloat16 by tensor cores; float32 by fused multiply-adds, with the same values in the same lanes.
 //
-// The weighted values lie as mma leaves them: outputs[j] are columns 8 * j + 2 * (l % 4) + {0, 1} of row l /
-// 4, then of row l / 4 + 8.
+// The weighted values lie as mma leaves them: outputs[j] are positions 8 * j + 2 * (l % 4) + {0, 1} of row l
+// / 4, then of row l / 4 + 8. Which dimension a position is, Fragments knows.
 #pragma once
 #include "cuda/attention_cache.cuh"
 #include "cuda/attention_softmax.cuh"
@@ -12,21 +12,9 @@ namespace tokenstep::cuda {
 template <int kHeadDim>
 using SliceOutputs = float[kHeadDim / 8][4];
 
-// Whether a 16-bit value of the word is an infinity or NaN.
-template <class T>
-__device__ __forceinline__ bool has_non_finite(uint32_t word);
-template <>
-__device__ __forceinline__ bool has_non_finite<__half>(uint32_t word) {
-  return (word & 0x7c00u) == 0x7c00u || (word & 0x7c000000u) == 0x7c000000u;
-}
-template <>
-__device__ __forceinline__ bool has_non_finite<__nv_bfloat16>(uint32_t word) {
-  return (word & 0x7f80u) == 0x7f80u || (word & 0x7f800000u) == 0x7f800000u;
-}
-
-template <class T, int kHeadDim>
+template <class T, class C, int kHeadDim>
 class SliceMath {
-  using Rows = SharedRows<T, kHeadDim>;
+  using Slice = Fragments<T, C, kHeadDim>;
   static constexpr int kSteps = kHeadDim / 16;
   // Query fragments stay in registers where there are enough of them; else they are read again for each
   // slice.
@@ -54,7 +42,7 @@ class SliceMath {
       } else {
         load_query(step, lane, query);
       }
-      load_matrix_x4(key, Rows::piece(keys, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+      Slice::load_key(keys, step, lane, key);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const uint32_t half[2] = {key[2 * n], key[2 * n + 1]};
@@ -85,7 +73,7 @@ class SliceMath {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t value[4];
-      load_values(values, step, lane, value);
+      Slice::load_value(values, step, lane, value);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const uint32_t half[2] = {value[2 * n], value[2 * n + 1]};
@@ -96,22 +84,19 @@ class SliceMath {
 
  private:
   __device__ __forceinline__ void load_query(int step, int lane, uint32_t (&query)[4]) const {
-    load_matrix_x4(query, Rows::piece(queries_, lane % 16, 2 * step + lane / 16));
-  }
-  __device__ __forceinline__ static void load_values(const char* values, int step, int lane,
-                                                     uint32_t (&value)[4]) {
-    load_matrix_x4_transposed(value, Rows::piece(values, lane % 16, 2 * step + lane / 16));
+    load_matrix_x4(query, SharedRows<T, kHeadDim>::piece(queries_, lane % 16, 2 * step + lane / 16));
   }
 
   __device__ __forceinline__ static bool all_finite(const char* values) {
+    using Rows = typename Slice::Rows;
     bool found = false;
 #pragma unroll
     for (int i = 0; i < kSliceTokens * Rows::kPieces / kWarpSize; ++i) {
       const int number = i * kWarpSize + lane_id();
       const uint4 words = *reinterpret_cast<const uint4*>(
           Rows::piece(values, number / Rows::kPieces, number % Rows::kPieces));
-      found |= has_non_finite<T>(words.x) || has_non_finite<T>(words.y) || has_non_finite<T>(words.z) ||
-               has_non_finite<T>(words.w);
+      found |= has_non_finite<C>(words.x) || has_non_finite<C>(words.y) || has_non_finite<C>(words.z) ||
+               has_non_finite<C>(words.w);
     }
     return !__any_sync(kAllLanes, found);
   }
@@ -125,7 +110,7 @@ class SliceMath {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t value[4];
-      load_values(values, step, lane, value);
+      Slice::load_value(values, step, lane, value);
 #pragma unroll 1
       for (int position = rows.first_position; position <= rows.last_position; ++position) {
         const int begin = static_cast<int>(first_key(position, rows.params.op.window));
@@ -156,10 +141,8 @@ class SliceMath {
 };
 
 // float32: no tensor core multiplies it exactly enough.
-template <int kHeadDim>
-class SliceMath<float, kHeadDim> {
-  using Rows = SharedRows<float, kHeadDim>;
-
+template <class C, int kHeadDim>
+class SliceMath<float, C, kHeadDim> {
  public:
   __device__ __forceinline__ void load_queries(const char* queries) { queries_ = queries; }
 
@@ -167,15 +150,15 @@ class SliceMath<float, kHeadDim> {
     // Four partial sums: short chains keep the rounding error of sharp weights small.
     float4 sums[2][2][2] = {};
 #pragma unroll 2
-    for (int piece = 0; piece < Rows::kPieces; ++piece) {
+    for (int quad = 0; quad < kHeadDim / 4; ++quad) {
       float4 query[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) query[r] = load(queries_, lane_id() / 4 + 8 * r, piece);
+      for (int r = 0; r < 2; ++r) query[r] = load<float>(queries_, lane_id() / 4 + 8 * r, quad);
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float4 key = load(keys, token_in_slice(n, i), piece);
+          const float4 key = load<C>(keys, token_in_slice(n, i), quad);
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             float4& sum = sums[r][n][i];
@@ -235,12 +218,25 @@ class SliceMath<float, kHeadDim> {
   }
 
  private:
-  __device__ __forceinline__ static float4 load(const char* rows, int row, int piece) {
-    return *reinterpret_cast<const float4*>(Rows::piece(rows, row, piece));
+  // kCount neighbours of a row in shared memory, the first a multiple of kCount.
+  template <class E, int kCount>
+  struct alignas(kCount * sizeof(E)) Neighbours {
+    E element[kCount];
+  };
+  template <class E, int kCount>
+  __device__ __forceinline__ static Neighbours<E, kCount> neighbours(const char* rows, int row, int first) {
+    using Rows = SharedRows<E, kHeadDim>;
+    const char* const piece = Rows::piece(rows, row, first / Rows::kPieceElements);
+    return reinterpret_cast<const Neighbours<E, kCount>*>(piece)[first % Rows::kPieceElements / kCount];
+  }
+  template <class E>
+  __device__ __forceinline__ static float4 load(const char* rows, int row, int quad) {
+    const auto four = neighbours<E, 4>(rows, row, 4 * quad);
+    return {widen(four.element[0]), widen(four.element[1]), widen(four.element[2]), widen(four.element[3])};
   }
   __device__ __forceinline__ static float2 load_pair(const char* rows, int row, int j) {
-    const int column = 8 * j + lane_id() % 4 * 2;
-    return reinterpret_cast<const float2*>(Rows::piece(rows, row, column / 4))[column % 4 / 2];
+    const auto two = neighbours<C, 2>(rows, row, 8 * j + lane_id() % 4 * 2);
+    return {widen(two.element[0]), widen(two.element[1])};
   }
 
   const char* queries_ = nullptr;

@@ -36,6 +36,7 @@ class ScoreRules {
     }
     const bool has_softcap = op_.softcap > 0.0f;
     factor_ = has_softcap ? op_.scale / op_.softcap : op_.scale * kLog2E;
+    factor_ *= scale_of(op_.batch.k_scale, rows.item.kv_head);
   }
 
   __device__ __forceinline__ int position(int r) const { return position_[r]; }

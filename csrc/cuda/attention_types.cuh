@@ -34,6 +34,7 @@ struct AttentionKernelParams {
   int group;         // num_heads / num_kv_heads
   int chunk_tokens;  // attention_plan.h
   int stages;        // of each warp's ring
+  bool wide_rows;    // the caches' rows are whole pieces of 16 bytes that begin at multiples of 16
   int num_slots;
   AttentionCounters* counters;
   uint32_t*
@@ -88,10 +89,11 @@ struct RowTotals {
   float keep[kTileRows], take[kTileRows];  // what the total, and the new part, are multiplied with
 };
 
-template <class T, int kHeadDim, int kWarps>
+// T: the type of queries and results, C: of the caches.
+template <class T, class C, int kHeadDim, int kWarps>
 struct AttentionShared {
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kSlotBytes = 2 * kSliceTokens * kHeadDim * static_cast<int>(sizeof(T));  // of a ring
+  static constexpr int kSlotBytes = 2 * kSliceTokens * kHeadDim * static_cast<int>(sizeof(C));  // of a ring
 
   // The queries of the tile.
   static constexpr int kQueriesBytes = kTileRows * kHeadDim * static_cast<int>(sizeof(T));

@@ -19,7 +19,8 @@ struct AttentionWorkspace {
   }
 };
 
-template <class T>
+// T: the type of queries and results, C: of the caches.
+template <class T, class C>
 void launch_attention(AttentionKernelParams& params, const Stream& stream);
 
 }  // namespace tokenstep::cuda

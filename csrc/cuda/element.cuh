@@ -1,5 +1,8 @@
 // Elements of tensors as kernels read and write them.
 #pragma once
+#include <cstring>
+#include <type_traits>
+
 #include "common/quantised.h"
 #include "cuda/ptx.cuh"
 
@@ -41,22 +44,35 @@ __device__ __forceinline__ Int8 narrow<Int8>(float x) {
   return {int8_from_float(x)};
 }
 
-// Two neighbours in one word, the first in the low half.
+__device__ __forceinline__ float widen(Float8 x) { return float_from_e4m3(x.code); }
+__device__ __forceinline__ float widen(Int8 x) { return float_from_int8(x.code); }
+
+// ---- two neighbours in one word, the first in the low half ------------------------------------------------
 template <class T>
-__device__ __forceinline__ uint32_t narrow_pair(float x, float y);
-template <>
-__device__ __forceinline__ uint32_t narrow_pair<__half>(float x, float y) {
-  const __half2 pair = __floats2half2_rn(x, y);
+using PairOf = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+
+template <class Pair>
+__device__ __forceinline__ uint32_t word_of(Pair pair) {
   uint32_t word;
   memcpy(&word, &pair, sizeof word);
   return word;
 }
+template <class T>
+__device__ __forceinline__ PairOf<T> pair_of(uint32_t word) {
+  PairOf<T> pair;
+  memcpy(&pair, &word, sizeof pair);
+  return pair;
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t narrow_pair(float x, float y);
+template <>
+__device__ __forceinline__ uint32_t narrow_pair<__half>(float x, float y) {
+  return word_of(__floats2half2_rn(x, y));
+}
 template <>
 __device__ __forceinline__ uint32_t narrow_pair<__nv_bfloat16>(float x, float y) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  uint32_t word;
-  memcpy(&word, &pair, sizeof word);
-  return word;
+  return word_of(__floats2bfloat162_rn(x, y));
 }
 
 }  // namespace tokenstep::cuda

@@ -34,19 +34,47 @@ __device__ __forceinline__ T* head_of(const CacheView& cache, int64_t block, int
          head * cache.head_stride;
 }
 
+// Elements of the cache from those of new rows: rounded, or divided by the head's scale and quantised.
+template <class C>
+__device__ __forceinline__ C stored(float x, [[maybe_unused]] float scale) {
+  if constexpr (sizeof(C) == 1)
+    return narrow<C>(div(x, scale));
+  else
+    return narrow<C>(x);
+}
+// The scale of a head, 1 if its cache has none.
+__device__ __forceinline__ float scale_of(const float* scales, int kv_head) {
+  return scales ? scales[kv_head] : 1.0f;
+}
+
+// Element i of a new row's key, and of its value, as the cache holds them.
+template <class T, class C>
+__device__ __forceinline__ C stored_key(const RopeParams& rope, int64_t position, const T* key, int i,
+                                        float scale) {
+  return stored<C>(rotated(rope, position, key, i), scale);
+}
+template <class T, class C>
+__device__ __forceinline__ C stored_value(const T* value, int i, float scale) {
+  if constexpr (std::is_same_v<T, C>)
+    return value[i];
+  else
+    return stored<C>(widen(value[i]), scale);
+}
+
 // Writes one KV head of row `row` of new_k and new_v, the token at `position`, to its page. `block` is a
 // valid id. So many threads share the work, this one is number `thread`.
-template <class T>
+template <class T, class C>
 __device__ __forceinline__ void append_head(const PagedBatch& batch, int64_t row, int64_t position,
                                             int64_t block, int kv_head, int thread, int num_threads) {
   const int slot = static_cast<int>(position % batch.block_size);
   const T* const key = head_of<T>(batch.new_k, row, kv_head);
   const T* const value = head_of<T>(batch.new_v, row, kv_head);
-  T* const key_out = head_of<T>(batch.k_cache, block, slot, kv_head);
-  T* const value_out = head_of<T>(batch.v_cache, block, slot, kv_head);
+  C* const key_out = head_of<C>(batch.k_cache, block, slot, kv_head);
+  C* const value_out = head_of<C>(batch.v_cache, block, slot, kv_head);
+  const float key_scale = scale_of(batch.k_scale, kv_head), value_scale = scale_of(batch.v_scale, kv_head);
   for (int i = thread; i < batch.head_dim; i += num_threads) {
-    key_out[i] = narrow<T>(rotated(batch.rope, position, key, i));
-    value_out[i] = value[i];
+    key_out[i] = stored_key<T, C>(batch.rope, position, key, i, key_scale);
+    value_out[i] = stored_value<T, C>(value, i, value_scale);
   }
 }
 

@@ -72,15 +72,6 @@ __device__ __forceinline__ int sequence_of_row(const PagedBatch& batch, int row,
   return *shared;
 }
 
-// Elements of the cache from those of new rows: rounded, or divided by the head's scale and quantised.
-template <class C>
-__device__ __forceinline__ C stored(float x, [[maybe_unused]] float scale) {
-  if constexpr (sizeof(C) == 1)
-    return narrow<C>(div(x, scale));
-  else
-    return narrow<C>(x);
-}
-
 // One piece of a head, `dim` its first dimension. `turned`: the whole head as floats in shared memory if it
 // is to be rotated, else null.
 template <class T, class C>
@@ -154,7 +145,7 @@ __global__ void __launch_bounds__(kAppendThreads)
   const int slot = static_cast<int>(position % batch.block_size);
   const float* const scales = is_value ? batch.v_scale : batch.k_scale;
   store_piece(head_of<C>(is_value ? batch.v_cache : batch.k_cache, block, slot, head) + dim,
-              stored_piece<T, C>(piece, batch.rope, position, whole, dim, scales ? scales[head] : 1.0f),
+              stored_piece<T, C>(piece, batch.rope, position, whole, dim, scale_of(scales, head)),
               is_value ? params.v_cache_aligned : params.k_cache_aligned);
 }
 

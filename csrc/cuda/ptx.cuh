@@ -124,6 +124,12 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
                "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same of 8 bytes, both sides aligned to 8.
+__device__ __forceinline__ void copy_async_8(void* shared, const void* global, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global.L2::256B [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 8 : 0)
+               : "memory");
+}
 // Ends a group of copies. Waits until no more than kGroupsInFlight groups are on their way.
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kGroupsInFlight>
@@ -143,6 +149,19 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&registers)[4], const v
 __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+// Two of them: lanes 0 to 15 name rows.
+__device__ __forceinline__ void load_matrix_x2(uint32_t (&registers)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(registers[0]), "=r"(registers[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&registers)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(registers[0]), "=r"(registers[1])
                : "r"(shared_address(row))
                : "memory");
 }

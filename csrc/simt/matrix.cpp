@@ -9,22 +9,26 @@
 
 namespace tokenstep::simt {
 
-void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, std::source_location where) {
+template <int kMatrices>
+void load_matrices(uint32_t (&registers)[kMatrices], const void* row, bool transposed,
+                   std::source_location where) {
   const uint32_t code = code_offset(__builtin_return_address(0));
-  if (!memory.is_shared(reinterpret_cast<uintptr_t>(row)))
-    machine.fail("ldmatrix of memory that is not shared, at %s", code_tag(code).chars);
-  memory.expect_aligned(row, 16, code);
-  memory.access(row, 16, Access::kRead, code);
   struct Record {
     bool transposed;
     uint16_t row[8];
-    uint32_t registers[4];
+    uint32_t registers[kMatrices];
   } record = {transposed, {}, {}};
-  memcpy(record.row, row, sizeof record.row);
+  if (machine.current->lane < 8 * kMatrices) {
+    if (!memory.is_shared(reinterpret_cast<uintptr_t>(row)))
+      machine.fail("ldmatrix of memory that is not shared, at %s", code_tag(code).chars);
+    memory.expect_aligned(row, 16, code);
+    memory.access(row, 16, Access::kRead, code);
+    memcpy(record.row, row, sizeof record.row);
+  }
   exchange(~0u, &record,
            [](void* const* records, uint32_t lanes) {
              for_each_lane<Record>(records, lanes, [&](uint32_t lane, Record& mine) {
-               for (uint32_t matrix = 0; matrix < 4; ++matrix) {
+               for (uint32_t matrix = 0; matrix < kMatrices; ++matrix) {
                  const auto element = [&](uint32_t pair) -> uint32_t {
                    const uint32_t major = lane / 4, minor = lane % 4 * 2 + pair;
                    const uint32_t r = mine.transposed ? minor : major,
@@ -38,6 +42,9 @@ void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, s
            {"ldmatrix", false, where});
   memcpy(registers, record.registers, sizeof registers);
 }
+
+template void load_matrices(uint32_t (&)[2], const void*, bool, std::source_location);
+template void load_matrices(uint32_t (&)[4], const void*, bool, std::source_location);
 
 // How hardware orders and rounds its sums is not specified; here they are sums in double, rounded once.
 void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bfloat16,

@@ -59,6 +59,9 @@ inline void prefetch_l2(const void*) {}
 inline void copy_async_16(void* shared, const void* global, bool valid = true) {
   simt::copy_async(shared, global, 16, valid ? 16 : 0);
 }
+inline void copy_async_8(void* shared, const void* global, bool valid = true) {
+  simt::copy_async(shared, global, 8, valid ? 8 : 0);
+}
 inline void copy_async_commit() { simt::commit_copies(); }
 template <int kGroupsInFlight>
 void copy_async_wait() {
@@ -68,11 +71,19 @@ void copy_async_wait() {
 // ---- tensor cores -----------------------------------------------------------------------------------------
 inline void load_matrix_x4(uint32_t (&registers)[4], const void* row,
                            SimtWhere where = SimtWhere::current()) {
-  simt::load_matrices(registers, row, false, where);
+  simt::load_matrices<4>(registers, row, false, where);
 }
 inline void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row,
                                       SimtWhere where = SimtWhere::current()) {
-  simt::load_matrices(registers, row, true, where);
+  simt::load_matrices<4>(registers, row, true, where);
+}
+inline void load_matrix_x2(uint32_t (&registers)[2], const void* row,
+                           SimtWhere where = SimtWhere::current()) {
+  simt::load_matrices<2>(registers, row, false, where);
+}
+inline void load_matrix_x2_transposed(uint32_t (&registers)[2], const void* row,
+                                      SimtWhere where = SimtWhere::current()) {
+  simt::load_matrices<2>(registers, row, true, where);
 }
 template <class Half>
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],

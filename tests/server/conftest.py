@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from openai_answers import KEY
 from running_server import RunningServer, running_server
 
 sys.path.append(str(Path(__file__).parents[1] / "completions"))
-
-KEY = "a-key"
 
 
 @pytest.fixture(scope="session")

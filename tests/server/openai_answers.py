@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+KEY = "a-key"
 MODEL = "smollm2"
 GERMANY = "The capital of Germany is"
 GREEDY: dict[str, Any] = {"model": MODEL, "prompt": GERMANY, "temperature": 0, "max_tokens": 4}

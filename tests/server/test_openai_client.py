@@ -10,10 +10,8 @@ import signal
 from typing import Any
 
 import pytest
-from openai_answers import GREEDY
+from openai_answers import GREEDY, KEY
 from running_server import SCRIPTED, RunningServer, running_server
-
-from conftest import KEY
 
 openai = pytest.importorskip("openai")
 

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from openai_answers import GERMANY, Asker
+from openai_answers import GERMANY, KEY, Asker
 from running_server import RunningServer
 
-from conftest import KEY
 from tokenstep.completions.schema import CompletionRequest
 
 openai = pytest.importorskip("openai")
@@ -253,9 +252,9 @@ def check_suffix(ask: Asker, _: RunningServer) -> None:
 
 @check
 def check_peft(ask: Asker, _: RunningServer) -> None:
-    with pytest.raises(openai.APIStatusError, match="peft") as caught:
+    with pytest.raises(openai.NotFoundError, match="nowhere") as caught:
         ask(peft="nowhere")
-    assert caught.value.param == "peft"
+    assert (caught.value.code, caught.value.param) == ("adapter_not_found", "peft")
     assert ask(peft=None).text == BERLIN
 
 

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, CONTROL, SHIFT, Browser, browser
-from openai_answers import GERMANY
+from openai_answers import GERMANY, KEY
 from running_server import RunningServer
-
-from conftest import KEY
 
 pytestmark = pytest.mark.slow
 if CHROMIUM is None:
@@ -61,7 +59,7 @@ def focus(page: Browser, name: str) -> list[str]:
     passed = []
     for _ in range(40):
         page.press("Tab")
-        passed.append(page.run("document.activeElement.id || document.activeElement.className"))
+        passed.append(page.run("document.activeElement.id || document.activeElement.classList[0]"))
         if passed[-1] == name:
             return passed
     raise AssertionError(f"{name} can't be reached: {passed}")

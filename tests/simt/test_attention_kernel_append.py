@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_append_cases import LENGTHS, Case, angles_of
-from attention_cases import DTYPES, LAYOUTS, Heads, assert_same_bits, bits
+from attention_cases import EVERY_CACHE, LAYOUTS, Heads, assert_same_bits, bits
 from attention_device import on_device
 
 HEADS = {"GQA": Heads(6, 2, 80), "wide": Heads(40, 1, 64)}
@@ -17,7 +17,7 @@ def attend_fused(device, case, division=None, **options):
 
 @pytest.mark.parametrize("rope", [None, "neox", "interleaved", "partial"])
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_attention_that_appends_equals_append_and_then_attention(device, dtype, heads, rope):
     heads = HEADS[heads]
     fused, apart = Case(dtype, heads), Case(dtype, heads)
@@ -34,8 +34,9 @@ def test_attention_that_appends_equals_append_and_then_attention(device, dtype, 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block_size", [1, 3, 16, 256])
-def test_rows_are_written_to_their_slots_and_nowhere_else(device, block_size, layout):
-    fused, apart = (Case("bfloat16", block_size=block_size, layout=layout) for _ in range(2))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16/float8_e4m3"])
+def test_rows_are_written_to_their_slots_and_nowhere_else(device, dtype, block_size, layout):
+    fused, apart = (Case(dtype, block_size=block_size, layout=layout) for _ in range(2))
     attend_fused(device, fused)
     apart.append()
     for a, b in zip(fused.caches(), apart.caches(), strict=True):
@@ -56,7 +57,7 @@ def test_new_tokens_of_several_chunks_and_tiles_are_written_once(device, seed):
     assert_same_bits(got, on_device(device, apart.batch).attend())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_CACHE)
 def test_a_rotated_query_without_new_rows_sees_the_cache_as_it_is(device, dtype):
     case, turned = Case(dtype, lengths=LENGTHS[:3]), Case(dtype, lengths=LENGTHS[:3])
     options = {"rope": case.rope(angles_of(80, 80))}

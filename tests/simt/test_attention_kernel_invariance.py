@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from attention_cases import DTYPES, Heads, assert_same_bits, bits, numbers, random_sequence
+from attention_cases import DTYPES, EVERY_CACHE, Heads, assert_same_bits, bits, numbers, random_sequence
 from attention_device import DIVISIONS, device_paged
 
 import tokenstep as ts
@@ -18,17 +18,21 @@ OPTIONS = {
 }
 
 
+NAN_CACHES = (*DTYPES, "float16/float8_e4m3", "bfloat16/float8_e4m3")
+
 FAST = {
     ("bfloat16", "GQA", "all"),
     ("float16", "MQA", "window"),
     ("bfloat16", "wide", "plain"),
     ("float32", "GQA", "all"),
+    ("bfloat16/float8_e4m3", "GQA", "all"),
+    ("bfloat16/int8", "wide", "window"),
 }
 every_case = pytest.mark.parametrize(
     ("dtype", "heads", "options"),
     [
         pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow)
-        for case in itertools.product(DTYPES, HEADS, OPTIONS)
+        for case in itertools.product(EVERY_CACHE, HEADS, OPTIONS)
     ],
 )
 
@@ -74,7 +78,7 @@ def test_alone_and_in_any_batch_and_place(device, dtype, heads, options):
 
 
 @pytest.mark.parametrize("division", DIVISIONS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16/float8_e4m3"])
 def test_for_any_number_of_blocks_stages_and_slots(device, dtype, division):
     heads = HEADS["GQA"]
     sequences = sequences_of(dtype, heads, [(560, 1), (1200, 2), (33, 1), (70, 20), (2100, 1)])
@@ -123,7 +127,7 @@ def test_each_query_around_the_last_lane_as_if_it_were_decoded(device, length):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAN_CACHES)
 def test_what_comes_after_a_query_cannot_harm_it(device, dtype, value):
     """Several positions share a tile and its keys: those that only the later ones see may hold anything."""
     heads = HEADS["GQA"]
@@ -134,7 +138,7 @@ def test_what_comes_after_a_query_cannot_harm_it(device, dtype, value):
     assert_equal((got[:5], got_lse[:5]), (out[:5], lse[:5]), "queries before it")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAN_CACHES)
 def test_what_left_the_window_of_a_query_cannot_harm_it(device, dtype):
     heads = HEADS["MQA"]
     (sequence,) = sequences_of(dtype, heads, [(140, 8)])
@@ -144,7 +148,7 @@ def test_what_left_the_window_of_a_query_cannot_harm_it(device, dtype):
     assert_equal((got[4:], got_lse[4:]), (out[4:], lse[4:]), "queries behind it")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAN_CACHES)
 def test_a_seen_nan_gives_nan(device, dtype):
     heads = HEADS["GQA"]
     for where in ("k", "v"):

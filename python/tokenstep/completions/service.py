@@ -20,6 +20,7 @@ from tokenstep.completions.schema import (
     CompletionRequest,
 )
 from tokenstep.engine import Engine, EngineLoop, FailureOutput, Output, QueueFull
+from tokenstep.models import LoraAdapter
 from tokenstep.models.tokenizer import Tokenizer
 
 INLINE_ENTRIES = 64  # pieces with log probabilities of more tokens are written in a thread: tasks don't wait
@@ -51,6 +52,7 @@ class CompletionService:
     Attributes:
         loop: the engine's thread: health, statistics, shutdown; its `observer` is told of every token.
         limits: what the model allows, with its tokenizer and names.
+        adapters: those that requests may name; may be changed at any time.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class CompletionService:
     ) -> None:
         self.engine = engine
         self.loop = EngineLoop(engine)
+        self.adapters: dict[str, LoraAdapter] = {}
         self.limits = Limits(
             tokenizer=tokenizer,
             vocab_size=engine.vocab_size,
@@ -76,6 +79,7 @@ class CompletionService:
             default_seed=default_seed,
             default_max_tokens=default_max_tokens,
             aliases=aliases,
+            adapters=self.adapters,
         )
 
     def complete(self, request: CompletionRequest, on_piece: Callable[[], None] | None = None) -> Completion:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tokenstep.models import LoraAdapter
 from tokenstep.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -31,8 +32,9 @@ class Request:
         logprobs: top log probabilities wanted beside the token's own; None: no log probabilities.
         prompt_logprobs: the same for the prompt's tokens.
         prompt_logits: the raw logits after the prompt are wanted.
-        cache_seed: names what, beside the tokens, decides the contents of the KV cache, such as an adapter:
-            requests with another one share no blocks.
+        adapter: changes the model for this request; None: nothing does.
+        cache_seed: names what, beside tokens and adapter, decides the contents of the KV cache: requests with
+            another one share no blocks.
     """
 
     prompt: Sequence[int]
@@ -43,7 +45,13 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     prompt_logits: bool = False
+    adapter: LoraAdapter | None = None
     cache_seed: bytes = b""
+
+    @property
+    def cache_key(self) -> bytes:
+        """What the keys of its blocks are chained to."""
+        return self.cache_seed + (self.adapter.digest if self.adapter else b"")
 
     @property
     def max_total_tokens(self) -> int:

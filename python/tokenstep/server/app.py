@@ -13,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenstep._version import __version__
+from tokenstep.completions.chat_schema import ChatCompletionChunk
 from tokenstep.completions.schema import CompletionChunk
 from tokenstep.server.auth import PUBLIC_PATHS, KeyMiddleware
+from tokenstep.server.chat import chat_router
 from tokenstep.server.completions import completions_router
 from tokenstep.server.context import ContextMiddleware, ErrorMiddleware
 from tokenstep.server.errors import ApiError
@@ -23,6 +25,7 @@ from tokenstep.server.next_token import next_token_router
 from tokenstep.server.schema import (
     REFERENCES,
     DetokenizeRequest,
+    HttpChatRequest,
     HttpCompletionRequest,
     NextTokenRequest,
     TokenizeRequest,
@@ -48,6 +51,7 @@ def create_app(state: ServerState) -> FastAPI:
     )
     for prefix, shown in ((API_PREFIX, True), ("", False)):
         app.include_router(completions_router(state), prefix=prefix, include_in_schema=shown)
+        app.include_router(chat_router(state), prefix=prefix, include_in_schema=shown)
         app.include_router(next_token_router(state), prefix=prefix, include_in_schema=shown)
         app.include_router(models_router(state), prefix=prefix, include_in_schema=shown)
         app.include_router(tokenizer_router(state), prefix=prefix, include_in_schema=not shown)
@@ -91,10 +95,15 @@ def _openapi(app: FastAPI, state: ServerState) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, of which nothing comes
         schemas.pop(unused, None)
     del schema["paths"][f"{API_PREFIX}/models/{{model}}"]["get"]["responses"]["422"]
-    for request in (HttpCompletionRequest, NextTokenRequest):
+    for request in (HttpCompletionRequest, HttpChatRequest, NextTokenRequest):
         schemas[request.__name__] = written = request_schema(request)
         schemas |= written.pop("$defs", {})
-    parsed_here: tuple[type[BaseModel], ...] = (TokenizeRequest, DetokenizeRequest, CompletionChunk)
+    parsed_here: tuple[type[BaseModel], ...] = (
+        TokenizeRequest,
+        DetokenizeRequest,
+        CompletionChunk,
+        ChatCompletionChunk,
+    )
     for model in parsed_here:
         written = model.model_json_schema(ref_template=REFERENCES)
         for name, definition in written.pop("$defs", {}).items():

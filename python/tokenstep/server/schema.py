@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tokenstep.completions.chat_schema import ChatRequest
 from tokenstep.completions.schema import MAX_STOPS, CompletionRequest
 
 REFERENCES = "#/components/schemas/{model}"
@@ -47,6 +48,12 @@ def body_of(model: type[BaseModel]) -> dict[str, object]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+class HttpChatRequest(ChatRequest):
+    """A request to continue a conversation. Unknown fields are ignored; null means the default."""
+
+    model: str = Field(description="the model to use: an id of /v1/models")
+
+
 class NextTokenRequest(HttpCompletionRequest):
     """A request as for a completion of one prompt, whose next token is wanted as it is drawn."""
 
@@ -61,6 +68,11 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
         "model": "smollm2",
         "prompt": "The capital of Germany is",
         "max_tokens": 8,
+        "temperature": 0,
+    },
+    HttpChatRequest: {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "What is the capital of Germany?"}],
         "temperature": 0,
     },
     NextTokenRequest: {
