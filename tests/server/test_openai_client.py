@@ -222,6 +222,30 @@ def test_a_full_queue_is_a_rate_limit_error(server: RunningServer) -> None:
     asyncio.run(work())
 
 
+@pytest.mark.slow
+def test_a_client_that_retries_as_told_gets_its_answer(server: RunningServer) -> None:
+    async def work() -> None:
+        async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=20) as client:
+            filling = {
+                **GREEDY,
+                "n": 4,
+                "temperature": 1,
+                "max_tokens": 8,
+                "extra_body": {"ignore_eos": True},
+            }
+            many = [client.completions.create(**filling) for _ in range(160)]  # 64 may wait
+            for completion in await asyncio.gather(*many):
+                assert completion.usage.completion_tokens == 4 * 8
+
+    def refusals() -> float:
+        lines = server.get("/metrics")[1].splitlines()
+        return sum(float(line.split()[-1]) for line in lines if "requests_total" in line and '"429"' in line)
+
+    before = refusals()
+    asyncio.run(work())
+    assert refusals() > before
+
+
 def test_a_wrong_key_is_an_authentication_error(server: RunningServer) -> None:
     stranger = openai.OpenAI(base_url=server.url + "/v1", api_key="wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError) as caught:
