@@ -23,9 +23,9 @@ constexpr int kChunkBlocks = 8;  // operands of a chunk: 8 KiB of bfloat16 pairs
 template <class Arithmetic, WeightFormat kFormat>
 struct Packed {
   const uint8_t* blocks;
-  TOKENSTEP_VEC auto operand(const Packed& self, int block, int pair, int vector) {
+  __attribute__((always_inline)) auto operand(int block, int pair, int vector) const {
     return Arithmetic::template operand<kFormat>(
-        self.blocks + kTileRows * (block * block_bytes(kFormat) + scale_bytes(kFormat)), pair, vector);
+        blocks + kTileRows * (block * block_bytes(kFormat) + scale_bytes(kFormat)), pair, vector);
   }
 };
 
@@ -33,8 +33,8 @@ struct Packed {
 template <class Arithmetic>
 struct Unpacked {
   const typename Arithmetic::Operand* operands;
-  TOKENSTEP_VEC const auto& operand(const Unpacked& self, int block, int pair, int vector) {
-    return self.operands[(block * kPairs + pair) * Arithmetic::kVectors + vector];
+  __attribute__((always_inline)) const auto& operand(int block, int pair, int vector) const {
+    return operands[(block * kPairs + pair) * Arithmetic::kVectors + vector];
   }
 };
 
@@ -74,32 +74,35 @@ TOKENSTEP_VEC Floats add_block(const uint8_t* scales, int vector, Floats sum, co
 template <class Arithmetic, Scaling kScaling, int kRows, class Source>
 void multiply_run(const Source& source, const Run<Arithmetic>& run) {
   constexpr int kVectors = Arithmetic::kVectors;
+  Floats total[kRows][kVectors];
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) total[row][v] = load(run.totals + row * kTileRows + v * kLanes);
   for (int block = 0; block < run.num_blocks; ++block) {
     Floats sum[kRows][kVectors] = {};
     const auto* x = run.x + block * kBlockColumns;
 #pragma GCC unroll 16
     for (int pair = 0; pair < kPairs; ++pair) {
       for (int v = 0; v < kVectors; ++v) {
-        const auto w = Source::operand(source, block, pair, v);
+        const auto w = source.operand(block, pair, v);
         for (int row = 0; row < kRows; ++row)
           sum[row][v] = Arithmetic::multiply(w, x + row * run.x_stride + 2 * pair, sum[row][v]);
       }
     }
     const uint8_t* scales = run.scales + block * run.block_bytes;
     for (int row = 0; row < kRows; ++row)
-      for (int v = 0; v < kVectors; ++v) {
-        float* total = run.totals + row * kTileRows + v * kLanes;
-        store(total, add_block<kScaling>(scales, v, sum[row][v], run.sums + row * run.sums_stride + block,
-                                         load(total)));
-      }
+      for (int v = 0; v < kVectors; ++v)
+        total[row][v] = add_block<kScaling>(scales, v, sum[row][v], run.sums + row * run.sums_stride + block,
+                                            total[row][v]);
   }
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) store(run.totals + row * kTileRows + v * kLanes, total[row][v]);
 }
 
-// The form for a number of rows that is only known now: 1 ... kMost.
-template <class Arithmetic, Scaling kScaling, int kMost, class Source>
+// The form for a number of rows that is only known now: kLeast ... kMost.
+template <class Arithmetic, Scaling kScaling, int kLeast, int kMost, class Source>
 void multiply_rows(int rows, const Source& source, const Run<Arithmetic>& run) {
-  if constexpr (kMost > 1)
-    if (rows < kMost) return multiply_rows<Arithmetic, kScaling, kMost - 1>(rows, source, run);
+  if constexpr (kMost > kLeast)
+    if (rows < kMost) return multiply_rows<Arithmetic, kScaling, kLeast, kMost - 1>(rows, source, run);
   multiply_run<Arithmetic, kScaling, kMost>(source, run);
 }
 
@@ -111,7 +114,7 @@ void multiply_tile(int num_blocks, int rows, Run<Arithmetic> run) {
   using Straight = Packed<Arithmetic, kFormat>;
   if (rows <= kMaxRows) {
     run.num_blocks = num_blocks;
-    return multiply_rows<Arithmetic, kScaling, kMaxRows>(rows, Straight{run.scales}, run);
+    return multiply_rows<Arithmetic, kScaling, 1, kMaxRows>(rows, Straight{run.scales}, run);
   }
   const int groups = (rows + kMaxRows - 1) / kMaxRows;
   for (int first = 0; first < num_blocks; first += kChunkBlocks) {
@@ -119,13 +122,14 @@ void multiply_tile(int num_blocks, int rows, Run<Arithmetic> run) {
     chunk.num_blocks = std::min(kChunkBlocks, num_blocks - first);
     chunk.scales += first * run.block_bytes;
     const auto multiply_groups = [&](const auto& source) {
-      for (int group = 0; group < groups; ++group) {  // of sizes that differ by one at most
+      // Their sizes differ by one at most, and so are at least half of kMaxRows.
+      for (int group = 0; group < groups; ++group) {
         const int begin = rows * group / groups, end = rows * (group + 1) / groups;
         Run<Arithmetic> some = chunk;
         some.x += begin * run.x_stride + first * kBlockColumns;
         some.sums += begin * run.sums_stride + first;
         some.totals += begin * kTileRows;
-        multiply_rows<Arithmetic, kScaling, kMaxRows>(end - begin, source, some);
+        multiply_rows<Arithmetic, kScaling, kMaxRows / 2, kMaxRows>(end - begin, source, some);
       }
     };
     const Straight straight{chunk.scales};
@@ -137,7 +141,7 @@ void multiply_tile(int num_blocks, int rows, Run<Arithmetic> run) {
 #pragma GCC unroll 16
         for (int pair = 0; pair < kPairs; ++pair)
           for (int v = 0; v < kVectors; ++v)
-            operands[(block * kPairs + pair) * kVectors + v] = Straight::operand(straight, block, pair, v);
+            operands[(block * kPairs + pair) * kVectors + v] = straight.operand(block, pair, v);
       multiply_groups(Unpacked<Arithmetic>{operands});
     }
   }

@@ -97,6 +97,14 @@ def test_any_load_gives_the_bits_of_a_request_alone(build: Any, alone: list[Reco
         assert engine.counters.preemptions > 0
 
 
+def test_with_packed_matrices_the_default_mode_has_the_same_bits() -> None:
+    model = tiny_decoder(torch.bfloat16, form="q4_1")
+    assert model.weight_forms == ("q4_1",)
+    engines = [Engine(model, VOCAB, EngineConfig(max_batch=16, kv_tokens=2048)) for _ in range(2)]
+    alone = [run(engines[0], [request])[0] for request in requests()]
+    assert run(engines[1], requests()) == alone
+
+
 def test_a_prefix_found_in_the_cache_changes_no_bit(build: Any, alone: list[Record]) -> None:
     engine = build()
     run(engine, requests())

@@ -19,8 +19,8 @@ HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM = 48, 1000, 4, 2, 16
 def tiny_decoder(
     dtype: torch.dtype, activation: str = "silu", softcap: float | None = None, form: str | None = None
 ) -> DecoderModel:
-    """With a form, matrices are packed in it where they have a multiple of 32 columns."""
-    hidden = HIDDEN if form is None else 64
+    """With a form, all matrices but the embedding are packed in it, and have multiples of 32 columns."""
+    hidden, inner = (HIDDEN, INNER) if form is None else (64, 992)
     config = ModelConfig(
         family="llama",
         vocab_size=VOCAB,
@@ -29,7 +29,7 @@ def tiny_decoder(
         num_heads=HEADS,
         num_kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
-        intermediate_size=INNER,
+        intermediate_size=inner,
         max_position=256,
         rms_norm_eps=1e-5,
         rope=RopeConfig(theta=10000.0),
@@ -45,7 +45,7 @@ def tiny_decoder(
 
     def linear(rows: int, columns: int, bias: bool = False) -> Projection:
         weight, added = random(rows, columns), random(rows) if bias else None
-        if form is None or columns % 32:
+        if form is None:
             return Linear(weight, added)
         packed = PackedWeight(form, rows, columns, dtype, HugePages())
         packed.pack(quants.quantize(weight.float().numpy(), GGMLQuantizationType[form.upper()]))
@@ -60,8 +60,8 @@ def tiny_decoder(
             qkv=linear((HEADS + 2 * KV_HEADS) * HEAD_DIM, hidden),
             output=linear(hidden, HEADS * HEAD_DIM),
             mlp_norm=norm(),
-            gate_up=linear(2 * INNER, hidden, bias=True),
-            down=linear(hidden, INNER),
+            gate_up=linear(2 * inner, hidden, bias=True),
+            down=linear(hidden, inner),
             window=config.windows[index],
         )
         for index in range(2)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tokenstep._native import cpu
+from tokenstep.models import packed_linear
 from tokenstep.models.memory import HugePages
-from tokenstep.models.packed_linear import PackedWeight
+from tokenstep.models.packed_linear import MATRIX_UNIT_ROWS, PackedLinear, PackedWeight
 
 ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
 
@@ -64,3 +65,29 @@ def test_rows_may_be_part_of_a_wider_array() -> None:
     matrix, wide = packed(numbers(64, 64)), numbers(12, 200)
     x = wide[:, 8:72]
     assert torch.equal(matrix.project(x, None, None), matrix.project(x.contiguous(), None, None))
+
+
+def test_with_matrix_units_torch_multiplies_many_rows_unless_bits_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, bias = numbers(48, 64), numbers(48)
+    torchs = torch.nn.functional.linear
+    calls: list[int] = []
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        calls.append(len(x))
+        return torchs(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: True)
+    linear = PackedLinear(packed(weight), bias)
+    invariant = linear.as_batch_invariant()
+    x, residual = numbers(MATRIX_UNIT_ROWS, 64), numbers(MATRIX_UNIT_ROWS, 48)
+    assert torch.equal(linear(x), torchs(x, weight, bias))
+    assert torch.equal(linear.added_to(residual, x), residual + torchs(x, weight, bias))
+    assert calls == [MATRIX_UNIT_ROWS] * 2
+    linear(x[1:])
+    invariant(x)
+    invariant.added_to(residual, x)
+    assert len(calls) == 2
+    assert (linear.form, invariant.form) == ("bfloat16_amx", "bfloat16")

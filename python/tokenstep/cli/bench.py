@@ -94,11 +94,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batches", type=_ints, default=[1, 4, 16, 32], metavar="B,…")
     parser.add_argument("--prefills", type=_ints, default=[512, 2048], metavar="N,…")
-    parser.add_argument("--output-tokens", type=int, default=48, metavar="N")
+    parser.add_argument("--output-tokens", type=int, default=32, metavar="N")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="the most")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="default: one a core")
     parser.add_argument(
-        "--budget", type=float, default=660.0, metavar="S", help="no round begins that would end later"
+        "--budget", type=float, default=540.0, metavar="S", help="no round begins that would end later"
     )
     _add_outputs(parser)
 

@@ -3,11 +3,14 @@
 GGUF's Q4_0, Q4_1 and Q8_0 keep their bits: a product reads a third or half of what bfloat16 takes. The kernel
 multiplies the integers exactly, sums in float32 and applies scale and minimum to the sum of each block of 32,
 so that no weight is rounded; the result is rounded once. A row has the same bits whatever rows are beside it.
-bfloat16 matrices are packed too where the CPU has a bfloat16 dot product.
+bfloat16 matrices are packed too where the CPU has a bfloat16 dot product. Matrix units (AMX) are torch's to
+use: for many rows it gets the numbers, unless a row's bits may not depend on what other rows there are.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from tokenstep.models.memory import HugePages
 
 BLOCK = 32  # columns that have a scale in common
 QUANTISED = ("q4_0", "q4_1", "q8_0")
+MATRIX_UNIT_ROWS = 128
+"""From so many rows on, matrix units outweigh that bfloat16 numbers must be unpacked first."""
 
 
 class PackedWeight:
@@ -72,18 +77,26 @@ class PackedWeight:
 
 
 class PackedLinear:
-    """y = x Wᵀ + b, as `layers.Linear`, with packed weights [out, in] and bias [out] or None."""
+    """y = x Wᵀ + b, as `layers.Linear`, with packed weights.
 
-    __slots__ = ("bias", "packed")
+    Args:
+        packed: [out, in].
+        bias: [out] or None.
+        in_one_path: our kernel computes all products, however many rows they have.
+    """
 
-    def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
+    __slots__ = ("_unpack_from", "bias", "packed")
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None = None, in_one_path: bool = False) -> None:
         self.packed = packed
         self.bias = bias
+        leaves = not in_one_path and packed.form == "bfloat16" and has_matrix_units()
+        self._unpack_from = MATRIX_UNIT_ROWS if leaves else sys.maxsize
 
     @property
     def form(self) -> str:
-        """What the weights are: "q4_0", "q4_1", "q8_0" or "bfloat16"."""
-        return self.packed.form
+        """What the weights are: "q4_0", "q4_1", "q8_0" or "bfloat16", with "_amx" where torch takes part."""
+        return self.packed.form if self._unpack_from == sys.maxsize else f"{self.packed.form}_amx"
 
     @property
     def weight(self) -> Tensor:
@@ -92,15 +105,19 @@ class PackedLinear:
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """[T, in] to [T, out]: a new tensor, or `out`."""
+        if len(x) >= self._unpack_from:
+            return torch.nn.functional.linear(x, self.packed.dense(), self.bias)
         return self.packed.project(x, self.bias, None, out)
 
     def added_to(self, residual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Residual [T, out] + the projection of x [T, in], rounded once: a new tensor, or `out`."""
+        if len(x) >= self._unpack_from:
+            return torch.add(residual, self(x), out=out)
         return self.packed.project(x, self.bias, residual, out)
 
     def as_batch_invariant(self) -> PackedLinear:
-        """Itself: it is."""
-        return self
+        """The same weights, all products by our kernel."""
+        return PackedLinear(self.packed, self.bias, in_one_path=True)
 
 
 def embed(ids: Tensor, embedding: Tensor | PackedWeight) -> Tensor:
@@ -125,9 +142,15 @@ def form_of(forms: set[str | None], columns: int, dtype: torch.dtype, device: to
         return None
     if len(forms) == 1 and (form := next(iter(forms))) in QUANTISED:
         return form
-    return "bfloat16" if dtype == torch.bfloat16 and _packs_bfloat16() else None
+    return "bfloat16" if dtype == torch.bfloat16 and packs_bfloat16() else None
 
 
-def _packs_bfloat16() -> bool:
-    """Our kernel has a bfloat16 dot product here; with matrix units (AMX) torch's products are faster."""
-    return _native.cpu.isa() == "avx512_bf16" and "amx_bf16" not in cpu_flags()
+def packs_bfloat16() -> bool:
+    """Whether our kernel has a bfloat16 dot product here."""
+    return _native.cpu.isa() == "avx512_bf16"
+
+
+@functools.cache
+def has_matrix_units() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices (AMX)."""
+    return "amx_bf16" in cpu_flags()
