@@ -21,7 +21,8 @@ def server() -> Iterator[RunningServer]:
 
 
 def test_nothing_is_lost_leaked_or_late_and_goodput_stays(server: RunningServer) -> None:
-    seen = load.run(server, seconds=16, steady_seconds=12, max_growth=1.1)  # it hasn't settled by then
+    # in so short a time memory hasn't settled, and speeds are rough
+    seen = load.run(server, seconds=16, steady_seconds=12, max_growth=1.1, min_goodput=0.75)
     assert seen["problems"] == []
     assert seen["mixed"]["200"] > 20
     assert seen["mixed"]["gave up"] > 5
