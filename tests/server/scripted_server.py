@@ -16,8 +16,11 @@ from scripted_model import ScriptedModel, make_service, recite
 
 from tokenstep.cli.serve import LOG_FORMAT
 from tokenstep.completions.service import CompletionService
+from tokenstep.models.chat_template import ChatTemplate
 from tokenstep.server.config import ServerConfig
 from tokenstep.server.lifecycle import serve
+
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}>"
 
 
 def slow_down(model: ScriptedModel, seconds: float) -> None:
@@ -43,7 +46,9 @@ def main() -> int:
         time.sleep(args.load_seconds)
         model = recite("a text that takes its time")
         slow_down(model, args.step_seconds)
-        return make_service(model, kv_tokens=4096)
+        service = make_service(model, kv_tokens=4096)
+        service.limits.tokenizer.chat_template = ChatTemplate(TEMPLATE, {})
+        return service
 
     return serve(ServerConfig(port=args.port, drain_seconds=args.drain_seconds), load)
 
