@@ -21,7 +21,7 @@ from history_model import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenstep.engine import Engine, EngineConfig, Request
+from tokenstep.engine import Engine, EngineConfig, PromptOutput, Request
 from tokenstep.sampling import SamplingParams
 
 MakeEngine = Callable[..., Engine]
@@ -341,6 +341,24 @@ def test_prompt_log_probabilities_are_those_of_the_raw_distribution(
     ]
     assert generated.prompt_logprobs == pytest.approx(expected, abs=1e-5)
     assert generated.tokens == {}
+    assert_all_free(engine)
+
+
+@pytest.mark.parametrize("prompt_logprobs", [None, 0])
+@pytest.mark.parametrize("prefill_tokens", [3, 100])
+def test_logits_after_the_prompt_are_the_models(
+    make_engine: MakeEngine, prefill_tokens: int, prompt_logprobs: int | None
+) -> None:
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6]
+    engine = make_engine(prefill_tokens=prefill_tokens)
+    for _ in range(2):  # the second time from the prefix cache
+        request = Request(prompt=prompt, choices=[SAMPLED], max_tokens=0, prompt_logits=True)
+        request.prompt_logprobs = prompt_logprobs
+        engine.add(request)
+        outputs = [output for _ in range(9) if engine.has_work for output in engine.step()]
+        (logits,) = [output.logits for output in outputs if isinstance(output, PromptOutput)]
+        assert logits is not None
+        assert logits.tolist() == logits_after(hash_tokens(prompt))[:VOCAB].tolist()
     assert_all_free(engine)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenstep.models.layers import HeadNorm, Linear, RMSNorm
+from tokenstep.models.layers import TILE_ROWS, HeadNorm, Linear, RMSNorm, round_rows
 
 EPS = 1e-5
 
@@ -59,3 +59,36 @@ def test_a_projection_leaves_the_residual_untouched() -> None:
 
     assert torch.equal(added, residual + linear(x))
     assert torch.equal(residual, before)
+
+
+def test_batches_of_any_size_make_products_of_few() -> None:
+    counts = range(1, 4097)
+    rounded = [round_rows(rows) for rows in counts]
+    assert all(rows <= up <= max(TILE_ROWS, rows * 9 / 8) for rows, up in zip(counts, rounded, strict=True))
+    assert rounded[:TILE_ROWS] == list(range(1, TILE_ROWS + 1)), "decoding pays nothing"
+    assert len(set(rounded)) <= TILE_ROWS + 8 * 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 32, 33, 71, 130])
+def test_a_product_has_the_rows_that_went_in(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def counted(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        made.append(len(x))
+        return linear(x, *others)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    x, weight, bias = (
+        torch.randn(rows, 64).to(dtype),
+        torch.randn(40, 64).to(dtype),
+        torch.randn(40).to(dtype),
+    )
+    y = Linear(weight, bias)(x)
+    assert made == [round_rows(rows)]
+    assert (y.shape, y.dtype) == ((rows, 40), dtype)
+    expected = x.double() @ weight.double().T + bias.double()
+    torch.testing.assert_close(y.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0.05)

@@ -67,6 +67,11 @@ class Exchange:
     def disconnect(self) -> None:
         self._incoming.put_nowait({"type": "http.disconnect"})
 
+    @property
+    def unread(self) -> int:
+        """Messages that the application hasn't asked for."""
+        return self._incoming.qsize()
+
     async def until(self, condition: Callable[[Reply], bool]) -> Reply:
         """Waits until the reply is such."""
         while not condition(self.reply):

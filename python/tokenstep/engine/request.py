@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from tokenstep.models import LoraAdapter
 from tokenstep.sampling import SamplingParams
 
@@ -28,6 +31,7 @@ class Request:
         end_ids: tokens that end a choice.
         logprobs: top log probabilities wanted beside the token's own; None: no log probabilities.
         prompt_logprobs: the same for the prompt's tokens.
+        prompt_logits: the raw logits after the prompt are wanted.
         adapter: changes the model for this request; None: nothing does.
         cache_seed: names what, beside tokens and adapter, decides the contents of the KV cache: requests with
             another one share no blocks.
@@ -40,6 +44,7 @@ class Request:
     end_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logits: bool = False
     adapter: LoraAdapter | None = None
     cache_seed: bytes = b""
 
@@ -80,11 +85,13 @@ class PromptOutput:
     """The prompt has been computed.
 
     `logprobs`: of its tokens but the first, if they were wanted. `cached_tokens`: found in the prefix cache.
+    `logits`: float32 [vocab_size] after its last token, if they were wanted.
     """
 
     request: Request
     logprobs: list[TokenLogprobs]
     cached_tokens: int = 0
+    logits: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)

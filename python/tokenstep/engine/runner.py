@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -199,6 +201,10 @@ class Runner:
                 impossible = TokenLogprobs(-math.inf, self.vocab_size, [], [])  # the logit is -inf
                 scored.append(impossible if found == NO_TOKEN_LEFT else rows.entry(row, top))
         return scored
+
+    def raw_logits(self, hidden: Tensor) -> npt.NDArray[np.float32]:
+        """Logits after `hidden` [S, hidden_size], float32 [S, vocab_size]."""
+        return self._logits(hidden).float().cpu().numpy()
 
     def sample(
         self, choices: Sequence[Choice], hidden: Tensor | None, shared: Sequence[tuple[Tensor, int]] = ()

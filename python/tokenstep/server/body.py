@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from tokenstep.server.errors import ApiError, ClientDisconnected, too_large
 logger = logging.getLogger("tokenstep.server")
 
 BODY_SECONDS = 60.0  # in which a body must have come
+DISCARD_SECONDS = 10.0  # in which the rest of a body that is too large must have come
 INLINE_BYTES = 16 << 10  # larger bodies are parsed in a thread, so that the event loop doesn't wait
 MAX_REMEMBERED = 1000  # unknown fields; a client can make up any number
 MAX_SHOWN = 64  # characters of an unknown field's name
@@ -36,14 +38,18 @@ async def read_body(request: Request, limit: int) -> bytes:
             code="unsupported_media_type",
         )
     declared = request.headers.get("content-length", "")
+    pieces = request.stream()
     if declared.isdecimal() and int(declared[:20]) > limit:
+        if "expect" not in request.headers:  # else it waits for us to want it
+            await _discard(pieces, limit)
         raise _body_too_large(limit)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
+            async for piece in pieces:
                 body += piece
                 if len(body) > limit:
+                    await _discard(pieces, limit)
                     raise _body_too_large(limit)
     except TimeoutError:
         message = f"the body has not come within {BODY_SECONDS:.0f} seconds"
@@ -80,6 +86,20 @@ class BodyParser:
                 self._warned.add(name)
                 logger.warning("ignored unknown field %r", name[:MAX_SHOWN])
         return {name: value for name, value in data.items() if name in model.model_fields}
+
+
+async def _discard(pieces: AsyncIterable[bytes], limit: int) -> None:
+    """Reads on, up to `limit` bytes more.
+
+    Who closes a connection on which bytes still come resets it, and the client may never see the answer.
+    """
+    count = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            async for piece in pieces:
+                count += len(piece)
+                if count > limit:
+                    break
 
 
 def _body_too_large(limit: int) -> ApiError:

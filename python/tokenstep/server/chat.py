@@ -15,7 +15,7 @@ from tokenstep.server.completions import check_size, completion_chunks
 from tokenstep.server.context import context_of
 from tokenstep.server.disconnect import unless_disconnected
 from tokenstep.server.errors import openapi_responses
-from tokenstep.server.schema import REFERENCES, HttpChatRequest
+from tokenstep.server.schema import HttpChatRequest, body_of
 from tokenstep.server.sse import EventStream
 from tokenstep.server.state import ServerState
 
@@ -45,14 +45,7 @@ def chat_router(state: ServerState) -> APIRouter:
             },
             **openapi_responses(400, 401, 404, 408, 413, 415, 422, 429, 500, 503),
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": REFERENCES.format(model="HttpChatRequest")}}
-                },
-            }
-        },
+        openapi_extra=body_of(HttpChatRequest),
     )
     async def create_chat_completion(request: Request) -> Response:
         service = state.require_service()

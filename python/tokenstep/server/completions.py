@@ -16,7 +16,7 @@ from tokenstep.server.body import BodyParser, parse_in_turn, read_body
 from tokenstep.server.context import RequestContext, context_of
 from tokenstep.server.disconnect import unless_disconnected
 from tokenstep.server.errors import openapi_responses, too_large
-from tokenstep.server.schema import REFERENCES, HttpCompletionRequest
+from tokenstep.server.schema import HttpCompletionRequest, body_of
 from tokenstep.server.sse import EventStream
 from tokenstep.server.state import ServerState
 
@@ -46,14 +46,7 @@ def completions_router(state: ServerState) -> APIRouter:
             },
             **openapi_responses(400, 401, 404, 408, 413, 415, 422, 429, 500, 503),
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": REFERENCES.format(model="HttpCompletionRequest")}}
-                },
-            }
-        },
+        openapi_extra=body_of(HttpCompletionRequest),
     )
     async def create_completion(request: Request) -> Response:
         service = state.require_service()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import importlib.resources
-import re
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -18,8 +14,8 @@ from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.server.body import BodyParser, read_body
 from tokenstep.server.errors import openapi_responses
 from tokenstep.server.metrics import CONTENT_TYPE
+from tokenstep.server.page import load_page
 from tokenstep.server.schema import (
-    REFERENCES,
     DetokenizeRequest,
     DetokenizeResponse,
     Health,
@@ -28,6 +24,7 @@ from tokenstep.server.schema import (
     TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,
+    body_of,
 )
 from tokenstep.server.state import ServerState
 
@@ -67,7 +64,7 @@ def tokenizer_router(state: ServerState) -> APIRouter:
         summary="Turn text into token ids",
         response_model=TokenizeResponse,
         responses=openapi_responses(401, 404, 408, 413, 415, 422, 503),
-        openapi_extra=_body_of("TokenizeRequest"),
+        openapi_extra=body_of(TokenizeRequest),
     )
     async def tokenize(request: Request) -> Response:
         service = state.require_service()
@@ -95,7 +92,7 @@ def tokenizer_router(state: ServerState) -> APIRouter:
         summary="Turn token ids into text",
         response_model=DetokenizeResponse,
         responses=openapi_responses(401, 404, 408, 413, 415, 422, 503),
-        openapi_extra=_body_of("DetokenizeRequest"),
+        openapi_extra=body_of(DetokenizeRequest),
     )
     async def detokenize(request: Request) -> Response:
         service = state.require_service()
@@ -139,8 +136,7 @@ def tokenizer_router(state: ServerState) -> APIRouter:
 def operations_router(state: ServerState) -> APIRouter:
     """What operators and their tools look at, and the page."""
     router = APIRouter()
-    page = importlib.resources.files("tokenstep.server").joinpath("page.html").read_text("utf-8")
-    page_headers = {"Content-Security-Policy": _content_policy(page), "Referrer-Policy": "no-referrer"}
+    page, page_headers = load_page()
 
     @router.head("/health", include_in_schema=False)
     @router.get(
@@ -168,24 +164,6 @@ def operations_router(state: ServerState) -> APIRouter:
         return HTMLResponse(page, headers=page_headers)
 
     return router
-
-
-def _content_policy(page: str) -> str:
-    """The page may run its own script and style, and call this server: nothing else."""
-    allowed = {}
-    for tag in ("script", "style"):
-        (contents,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(contents.encode()).digest()).decode()
-        allowed[tag] = f"'sha256-{digest}'"
-    return (
-        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']};"
-        " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def _body_of(model: str) -> dict[str, object]:
-    schema = {"$ref": REFERENCES.format(model=model)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _check_model(name: str | None, service: CompletionService) -> None:

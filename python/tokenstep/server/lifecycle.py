@@ -22,7 +22,7 @@ from tokenstep.server.state import ServerState
 logger = logging.getLogger("tokenstep.server")
 
 POLL_SECONDS = 0.05
-FAREWELL_SECONDS = 2.0  # that requests which failed by an abort have to be answered
+FAREWELL_SECONDS = 5.0  # at most, that requests which failed by an abort have to be answered
 BACKLOG = 2048  # connections that wait to be accepted
 INCOMPLETE = 1
 SIGNALLED = 128  # plus the signal's number, as shells have it

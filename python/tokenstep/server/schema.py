@@ -42,10 +42,25 @@ class HttpCompletionRequest(CompletionRequest):
     model: str = Field(description="the model to use: an id of /v1/models")
 
 
+def body_of(model: type[BaseModel]) -> dict[str, object]:
+    """What OpenAPI is told of a body that a route parses itself."""
+    schema = {"$ref": REFERENCES.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 class HttpChatRequest(ChatRequest):
     """A request to continue a conversation. Unknown fields are ignored; null means the default."""
 
     model: str = Field(description="the model to use: an id of /v1/models")
+
+
+class NextTokenRequest(HttpCompletionRequest):
+    """A request as for a completion of one prompt, whose next token is wanted as it is drawn."""
+
+    output_tokens: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="token ids that were generated after the prompt"
+    )
+    top: int = Field(20, ge=1, le=100, description="how many of the likeliest tokens to report")
 
 
 EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
@@ -59,6 +74,12 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
         "model": "smollm2",
         "messages": [{"role": "user", "content": "What is the capital of Germany?"}],
         "temperature": 0,
+    },
+    NextTokenRequest: {
+        "model": "smollm2",
+        "prompt": "The capital of Germany is",
+        "temperature": 0.7,
+        "top": 5,
     },
 }
 
