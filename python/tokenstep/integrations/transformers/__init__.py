@@ -1,6 +1,6 @@
 """The fused sampler and the paged attention inside Hugging Face transformers, 4.57 and 5.x.
 
-Three parts, each of use alone: :func:`generate_with` (generate's sampling loop), :class:`FusedLogitsProcessor` (its
+Three parts, each of use alone: :func:`generate_with` (its sampling loop), :class:`FusedLogitsProcessor` (its
 chain of processors in one) and :func:`register` (``attn_implementation="tokenstep"``). torch and
 transformers are imported when one of them is first asked for.
 """

@@ -1,15 +1,15 @@
 """transformers' chain of logits processors, as the fewest kernel calls that keep the same tokens.
 
-transformers works in the order repetition penalty, temperature, top-k, top-p, min-p and keeps every token tied
-with the k-th. The kernel works in the order repetition penalty, temperature, min-p, top-k, top-p and keeps
-exactly k. Each of the cuts keeps the largest values, so two differences remain:
+Theirs works in the order repetition penalty, temperature, top-k, top-p, min-p and keeps every token tied with
+the k-th. The kernel works in the order repetition penalty, temperature, min-p, top-k, top-p and keeps exactly
+k. Each of the cuts keeps the largest values, so two differences remain:
 
 - Ties at the k-th value: the threshold is found first (:func:`kth_largest`) and smaller values are banned.
-- top-p together with min-p: top-p's share is one of all that top-k left, so min-p must wait for a second call.
+- top-p together with min-p: top-p's share is one of all that top-k left, so min-p waits for a second call.
 
-Everything else is one call of the kernel. Equal up to rounding: temperature is a multiplication by 1/T here (1
-ulp), top-p sums exact integers here and float32 probabilities there, and which of several equal values
-at top-p's boundary survive is the lowest ids here, unspecified there (an unstable sort).
+Everything else is one call of the kernel. Equal up to rounding: temperature is a multiplication by 1/T here
+(1 ulp), top-p sums exact integers here and float32 probabilities there, and which of several equal values at
+top-p's boundary survive is the lowest ids here, unspecified there (an unstable sort).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Chain:
         top_k: k > 0 keeps the k largest; 0 is off.
         top_p: In [0, 1].
         min_p: In [0, 1].
-        keep_ties: top-k keeps all values equal to the k-th, as transformers does; False: exactly k, lowest ids
-            first, which saves a pass over the logits.
+        keep_ties: top-k keeps all values equal to the k-th, as transformers does; False: exactly k, lowest
+            ids first, which saves a pass over the logits.
     """
 
     repetition_penalty: float = 1.0
@@ -90,7 +90,8 @@ class Chain:
         call = self.last_call()
         if call.get("repetition_penalty", 1) != 1:
             call["prompt_tokens"] = list(seen.cpu())
-        return apply_logits(scores, **call)
+        result: torch.Tensor = apply_logits(scores, **call)
+        return result
 
 
 def penalise_(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
@@ -110,7 +111,7 @@ def kth_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
         return scores.new_full((rows, 1), -torch.inf)
     num_groups = vocab_size // _GROUP
     if num_groups > 4 * k:  # else most groups would be sorted anyway
-        groups = scores[:, : num_groups * _GROUP].unflatten(1, (num_groups, _GROUP))
+        groups = scores[:, : num_groups * _GROUP].reshape(rows, num_groups, _GROUP)
         best = groups.amax(-1).topk(k).indices
         chosen = groups.gather(1, best[..., None].expand(-1, -1, _GROUP)).flatten(1)
         scores = torch.cat([chosen, scores[:, num_groups * _GROUP :]], 1)

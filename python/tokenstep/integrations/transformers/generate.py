@@ -12,7 +12,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
@@ -33,16 +33,16 @@ def generate_with(model: Any, *, keep_ties: bool = True) -> Callable[..., Any]:
     """A callable used like ``model.generate``, with the fused sampler in its loop.
 
     Parameters, their defaults (the model's generation config) and results are those of ``model.generate``:
-    left padding, stopping criteria, streamers, ``return_dict_in_generate`` and the rest. It takes one more, ``seed``: a
-    number for all rows (row i is substream i), or one a row; None draws it from torch's generator, so that
-    ``torch.manual_seed`` makes a call repeat. A seeded row's tokens follow from its logits and parameters
-    alone; they are not the tokens that torch.multinomial would draw.
+    left padding, stopping criteria, streamers, ``return_dict_in_generate`` and the rest. It takes one more,
+    ``seed``: a number for all rows (row i is substream i), or one a row; None draws it from torch's
+    generator, so that ``torch.manual_seed`` makes a call repeat. A seeded row's tokens follow from its logits
+    and parameters alone; they are not the tokens that torch.multinomial would draw.
 
-    Repetition penalty, temperature, top-k, top-p and min-p are fused, in transformers' order and with its kept sets
-    (:mod:`~tokenstep.integrations.transformers.chain` says what rounding may change). Processors
-    that come before them, custom ones included, run as they are. Whatever needs another loop or stands
-    behind them (beams, assisted decoding, typical-p, eta, …) makes one warning that names it, and the call
-    goes to ``model.generate``; a seed then seeds torch's generator for this call.
+    Repetition penalty, temperature, top-k, top-p and min-p are fused, in transformers' order and with its
+    kept sets (:mod:`~tokenstep.integrations.transformers.chain` says what rounding may change). Processors
+    that come before them, custom ones included, run as they are. Whatever needs another loop or stands behind
+    them (beams, assisted decoding, typical-p, eta, …) makes one warning that names it, and the call goes to
+    ``model.generate``; a seed then seeds torch's generator for this call.
 
     Args:
         model: A decoder-only model of transformers 4.57 or 5.x, on the CPU or a CUDA GPU.
@@ -85,7 +85,9 @@ def _generate(model: Any, args: Any, kwargs: dict[str, Any], seed: Any, *, keep_
         kwargs = kwargs | inspect.signature(model.generate).bind_partial(*args).arguments
         args = ()
     kwargs = dict(kwargs)
-    streamer = kwargs.pop("streamer", None)  # ours: generate would hand it the prompt, and no loop but its own
+    streamer = kwargs.pop(
+        "streamer", None
+    )  # ours: generate would hand it the prompt, and no loop but its own
     # Given a loop, generate drops the tokenizer that it needs for stop strings.
     tokenizer, stop_strings = kwargs.pop("tokenizer", None), kwargs.pop("stop_strings", None)
     if (tokenizer is None) != (stop_strings is None):
@@ -184,7 +186,7 @@ class _Draw:
         if plan.before or edits or logits.dtype == torch.float64:
             logits = logits.to(torch.float32, copy=True)
         if plan.before:
-            logits = plan.before(input_ids, logits)
+            logits = plan.before(cast(Any, input_ids), logits)
         if self._scored:
             logits = scores = plan.chain.apply(logits, plan.seen(input_ids))
         elif edits:
@@ -201,7 +203,7 @@ class _Draw:
     def _admitted(self, logits: torch.Tensor) -> Sampler:
         """A sampler whose rows hold the parameters and prompts of all sequences."""
         plan = self._plan
-        sampler = Sampler(*logits.shape, logits.device)
+        sampler = Sampler(logits.shape[0], logits.shape[1], logits.device)
         params = [plan.sampling_params(*seed, scored=self._scored) for seed in self._seeds]
         counted = params[0].repetition_penalty != 1
         prompts = plan.seen(self._prompts).cpu() if counted else [()] * len(params)
@@ -211,7 +213,7 @@ class _Draw:
 
 
 class _Records:
-    """What generate gives beside the tokens, with ``return_dict_in_generate``: a tuple of steps each, or None."""
+    """What ``return_dict_in_generate`` gives beside the tokens: a tuple each, one entry a step, or None."""
 
     def __init__(self, config: Any) -> None:
         """Nothing recorded yet.
@@ -246,7 +248,7 @@ class _Records:
         if not self._dict:
             return sequences
         return GenerateDecoderOnlyOutput(
-            sequences=sequences,
+            sequences=cast(Any, sequences),
             scores=self.scores,
             logits=self.logits,
             attentions=self.attentions,

@@ -28,7 +28,7 @@ _FUSED: tuple[tuple[type, str, str], ...] = (
 _PLACES = {kind: place for place, (kind, _, _) in enumerate(_FUSED)}
 
 
-class Unsupported(Exception):  # noqa: N818 - no error: transformers' own generate runs
+class Unsupported(Exception):
     """The call needs something that is not fused; the message names it."""
 
 

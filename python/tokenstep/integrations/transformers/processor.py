@@ -10,14 +10,14 @@ from tokenstep.integrations.transformers.chain import Chain
 __all__ = ["FusedLogitsProcessor"]
 
 
-class FusedLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+class FusedLogitsProcessor(LogitsProcessor):
     """Repetition penalty, temperature, top-k, top-p and min-p in transformers' order, in place of its five.
 
     One call of :func:`tokenstep.apply_logits`; with ``top_k`` also a search for the ties that transformers
     keeps (``keep_ties=False``: exactly k, without it), and a second call where top-p meets min-p.
-    For use with ``model.generate(…, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-    logits_processor=[FusedLogitsProcessor(…)])``, so that generate adds none of its own; :func:`generate_with`
-    is faster, as it fuses the draw too and keeps histories on the device.
+    For use with ``model.generate(…, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, logits_processor=
+    [FusedLogitsProcessor(…)])``, so that generate adds none of its own; :func:`generate_with` is faster, as
+    it fuses the draw too and keeps histories on the device.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class FusedLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             top_k: 0 is off.
             top_p: 1 is off.
             min_p: 0 is off.
-            prompt_ignore_length: Ids at the start of each row that the penalty leaves alone, such as left padding: a
-                number or an int64 tensor ``[B]``.
+            prompt_ignore_length: Ids at the start of each row that the penalty leaves alone, such as left
+                padding: a number or an int64 tensor ``[B]``, each less than the row's length.
             keep_ties: top-k keeps all tokens tied with the k-th, as transformers does.
 
         Raises:
@@ -58,7 +58,7 @@ class FusedLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self._chain = Chain(repetition_penalty, temperature, top_k, top_p, min_p, keep_ties)
         self._ignore = prompt_ignore_length
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """float32 ``[B, V]``, -inf where a token is cut; ``scores`` stay as they are.
 
         Args:
