@@ -1,6 +1,6 @@
 """What batch_invariant costs: decoding and prefill with and without, in turn in one process.
 
-    python bench/determinism.py [--model smollm2] [--dtype auto] [--rounds 5]
+    python bench/determinism.py [--model smollm2] [--dtype auto] [--weights auto] [--rounds 5]
 
 Prints a Markdown table of median tokens per second. Each round runs both modes in turn; the ratio is the
 median of the rounds' ratios, so that what else the machine does falls on both.
@@ -58,11 +58,13 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--weights", default="auto", choices=("auto", "dequantised"))
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     plain, invariant = (
-        ts.LLM(args.model, dtype=args.dtype, batch_invariant=mode, progress=False) for mode in (False, True)
+        ts.LLM(args.model, dtype=args.dtype, weights=args.weights, batch_invariant=mode, progress=False)
+        for mode in (False, True)
     )
     cases: list[tuple[str, Callable[[ts.LLM, int], float]]] = [
         *(

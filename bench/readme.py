@@ -42,6 +42,8 @@ def table() -> str:
             f"| {100 * times[FLOOR] / times[OURS]:.0f} | {times['torch'] / times[OURS]:.1f} |"
         )
     lines += ["", *_serve_table(Report.load(RESULTS / "serve.json"))]
+    if (RESULTS / "generate.json").exists():
+        lines += ["", *_generate_table(Report.load(RESULTS / "generate.json"))]
     m = sample.machine
     lines += [
         "",
@@ -68,6 +70,30 @@ def _serve_table(serve: Report) -> list[str]:
             f"{found[name]['tokens_per_s']:.0f} | {found[name]['ttft_median_ms']:,.0f}" for name in shown
         ]
         lines.append(f"| {clients} client{'s' * (clients > 1)} | " + " | ".join(numbers) + " |")
+    return lines
+
+
+def _generate_table(report: Report) -> list[str]:
+    """Engines beside one another: tokens a second by batch, prompts' tokens a second, seconds to start."""
+    rows = [row for row in report.rows if row["measures"] != "start"]
+    names = list(dict.fromkeys(row["impl"] for row in rows))
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        case = f"{row['batch']} text{'s' * (row['batch'] > 1)}, {row['sampling']}"
+        if row["measures"] == "prefill":
+            case = f"prompt of {row['prompt_tokens']} tokens"
+        found.setdefault(case, {})[row["impl"]] = f"{row['tokens_per_s']:,.0f}"
+    starts = {row["impl"]: row for row in report.rows if row["measures"] == "start"}
+    found["start to first token, s"] = {name: f"{starts[name]['first_token_s']:.1f}" for name in names}
+    found["peak memory, MiB"] = {name: f"{starts[name]['peak_mib']:,.0f}" for name in names}
+    lines = [
+        f"| generate: SmolLM2-135M, {report.settings['threads']} threads, tok/s | "
+        + " | ".join(names)
+        + " |",
+        "|---" * (1 + len(names)) + "|",
+    ]
+    for case, cells in found.items():
+        lines.append(f"| {case} | " + " | ".join(cells.get(name, "") for name in names) + " |")
     return lines
 
 

@@ -25,5 +25,7 @@ NB_MODULE(_C, m) {
   m.def("set_thread_backend", &tokenstep::cpu::set_thread_backend, nb::arg("name"));
   tokenstep::bind::register_sample(m);
   tokenstep::bind::register_attention(m);
+  tokenstep::bind::register_linear(m);
+  tokenstep::bind::register_decoder_ops(m);
   tokenstep::bind::register_testing(m);
 }

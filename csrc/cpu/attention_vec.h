@@ -219,6 +219,28 @@ TOKENSTEP_VEC Floats load(const T* p) {
 #endif
 #endif
 
+// kLanes floats, rounded to nearest even as narrow() does it.
+TOKENSTEP_VEC void store(BFloat* p, Floats v) {
+  using Words = uint32_t __attribute__((vector_size(kLanes * 4)));
+  const Words bits = reinterpret_cast<Words>(v);
+  const Ints magnitude = bits_of(v) & 0x7fffffff;
+  const Words rounded =
+      magnitude > 0x7f800000 ? 0x7fc0u | bits >> 16 : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const auto halves = __builtin_convertvector(rounded, uint16_t __attribute__((vector_size(kLanes * 2))));
+  memcpy(p, &halves, sizeof halves);
+}
+TOKENSTEP_VEC void store(Half* p, Floats v) {
+#if defined(__AVX512F__)
+  const __m256i halves = _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+  memcpy(p, &halves, sizeof halves);
+#elif defined(__AVX2__)
+  const __m128i halves = _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
+  memcpy(p, &halves, sizeof halves);
+#else
+  for (int i = 0; i < kLanes; ++i) narrow(v[i], p[i]);
+#endif
+}
+
 // The first `count` lanes, zeros beyond; count >= kLanes: all. A masked load and not a branch: loops stay
 // whole. Rows have a multiple of 8 elements, so that only 16 lanes can reach past their end.
 #if defined(__AVX512F__)

@@ -13,6 +13,9 @@ import torch
 
 from tokenstep import _native
 from tokenstep._version import __version__
+from tokenstep.completions.chat import chat, render_chat, stream_chat
+from tokenstep.completions.chat_schema import ChatCompletion, ChatCompletionChunk, ChatRequest
+from tokenstep.completions.fields import GenerationRequest
 from tokenstep.completions.schema import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -21,8 +24,9 @@ from tokenstep.completions.schema import (
 )
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
-from tokenstep.models import LoadedModel, load
+from tokenstep.models import LoadedModel, load, load_adapter
 
+Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 
@@ -37,6 +41,8 @@ class LLM:
         model: "smollm2", a .gguf file, or a folder with config.json and safetensors.
         device: "cpu", "cuda" or "auto", a GPU where torch and this build can use it.
         dtype: "float32", "bfloat16", "float16" or "auto".
+        weights: "auto": on a CPU, matrices in Q4_0, Q4_1 and Q8_0 stay as they are and are multiplied so;
+            "dequantised": all become `dtype`.
         max_batch: sequences that are generated together; more wait for their turn.
         kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
             CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
@@ -66,6 +72,7 @@ class LLM:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        weights: str = "auto",
         max_batch: int = 32,
         kv_tokens: int | None = None,
         batch_invariant: bool = False,
@@ -85,7 +92,7 @@ class LLM:
             max_waiting_tokens=max_waiting_tokens,
         )
         place = choose_device(device)
-        loaded = load(model, device=place, dtype=dtype, progress=progress)
+        loaded = load(model, device=place, dtype=dtype, weights=weights, progress=progress)
         self.name = name or loaded.name
         self.tokenizer = loaded.tokenizer
         self.system_fingerprint = fingerprint(loaded, place, batch_invariant)
@@ -147,6 +154,62 @@ class LLM:
         request = CompletionRequest.parse({"prompt": _as_lists(prompt), "stream": stream, **params})
         return service.stream(request) if request.stream else service.complete(request)
 
+    @overload
+    def chat(self, messages: Messages, *, stream: Literal[False] = ..., **params: Any) -> ChatCompletion: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: Literal[True], **params: Any
+    ) -> Generator[ChatCompletionChunk]: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: bool, **params: Any
+    ) -> ChatCompletion | Generator[ChatCompletionChunk]: ...
+
+    def chat(
+        self, messages: Messages, *, stream: bool = False, **params: Any
+    ) -> ChatCompletion | Generator[ChatCompletionChunk]:
+        """Continues a conversation, written as the model's chat template wants it.
+
+        Args:
+            messages: mappings with `role` and `content`, the oldest first.
+            stream: gives chunks as the text is generated.
+            **params: any field of `ChatRequest`, such as max_tokens, temperature, stop or logprobs.
+
+        Returns:
+            The response; with `stream` an iterator of its chunks. Closing or dropping that ends the request.
+
+        Raises:
+            RequestError: a parameter is wrong, or the template refuses the messages.
+            TypeError: there is no such parameter.
+            GenerationError: the tokens can't be computed.
+            QueueFull: too much is waiting (never without max_waiting and max_waiting_tokens).
+        """
+        _refuse_unknown("chat", params, ChatRequest)
+        service = self.service
+        request = ChatRequest.parse({"messages": messages, "stream": stream, **params})
+        return stream_chat(service, request) if request.stream else chat(service, request)
+
+    def apply_chat_template(
+        self, messages: Messages, *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt that `chat` completes.
+
+        Args:
+            messages: mappings with `role` and `content`, the oldest first.
+            add_generation_prompt: let the template begin the assistant's message.
+            **variables: for the template.
+
+        Raises RequestError for a model without a template, or if that refuses the messages.
+        """
+        return render_chat(
+            self.service.limits,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
+
     def generate(
         self, prompts: Sequence[Prompt], params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> list[Completion]:
@@ -205,6 +268,36 @@ class LLM:
         scores = self.service.score(CompletionRequest.parse({**fields, "prompt": prompts}))
         return [np.array(values, dtype=np.float32) for values in scores]
 
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Lets requests name a LoRA adapter by `peft`; those in flight are not touched.
+
+        Args:
+            name: what requests call it.
+            path: a folder in PEFT's format.
+
+        Raises:
+            ModelNotFound: there is no adapter.
+            ModelFileError: a file is damaged, incomplete or doesn't fit the model.
+            UnsupportedConfig: the adapter needs something that tokenstep doesn't have; the message names it.
+            ValueError: the name is empty, or another adapter has it.
+        """
+        adapters = self.service.adapters
+        if not name or name in adapters:
+            why = "another adapter has it" if name else "expected a name"
+            raise ValueError(f"tokenstep.LLM.add_adapter: name = {name!r}: {why}")
+        model = self.service.engine.runner.model
+        adapters[name] = load_adapter(path, model.config, model.dtype, model.device, model.batch_invariant)
+
+    def remove_adapter(self, name: str) -> None:
+        """Lets no more requests name it; those in flight go on. Raises ValueError if there is none."""
+        if self.service.adapters.pop(name, None) is None:
+            raise ValueError(f"tokenstep.LLM.remove_adapter: name = {name!r}: there is no such adapter")
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that requests may give as `peft`."""
+        return sorted(self.service.adapters)
+
     def close(self) -> None:
         """Frees the model and its cache, once no stream uses them. Closing twice does nothing."""
         if self._service is not None:
@@ -221,7 +314,7 @@ class LLM:
 
 
 def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool) -> str:
-    """Names all that decides the tokens: versions of package, arithmetic and torch; device, mode, weights."""
+    """Names all that decides the tokens: versions, device, dtype, the forms of weights, mode, the weights."""
     parts = [
         "tokenstep",
         __version__,
@@ -230,6 +323,7 @@ def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool
         str(device),
         _native.cpu.isa() if device.type == "cpu" else torch.cuda.get_device_name(device).replace(" ", "_"),
         str(loaded.model.dtype).removeprefix("torch."),
+        "+".join(loaded.model.weight_forms),
         *(["batch_invariant"] if batch_invariant else []),
         loaded.weights_id,
     ]
@@ -254,8 +348,10 @@ def choose_device(device: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def _refuse_unknown(method: str, params: Mapping[str, Any]) -> None:
-    if unknown := sorted(params.keys() - CompletionRequest.model_fields.keys()):
+def _refuse_unknown(
+    method: str, params: Mapping[str, Any], schema: type[GenerationRequest] = CompletionRequest
+) -> None:
+    if unknown := sorted(params.keys() - schema.model_fields.keys()):
         raise TypeError(f"tokenstep.LLM.{method}: unknown parameter {unknown[0]!r}")
 
 

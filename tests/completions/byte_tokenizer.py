@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tokenstep.models.chat_template import ChatTemplate
+
 WORDS = [b" the", "é".encode(), "€".encode()[:2], b"\xac!", b"stop", b"s", b"to", "日本".encode()]
 END = 256 + len(WORDS)
 BEGIN = END + 1
@@ -13,6 +15,7 @@ class ByteTokenizer:
     """Has what the completions layer uses of a tokenizer."""
 
     vocab_size = BEGIN + 1
+    chat_template: ChatTemplate | None = None
     bos_token_id: int | None = BEGIN
     eos_token_ids: tuple[int, ...] = (END,)
 
@@ -24,6 +27,9 @@ class ByteTokenizer:
         for index, part in enumerate(text.split("</s>")):
             ids += [END] * (index > 0) + list(part.encode())
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        return len(text.encode()) // 6
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         data = b"".join(self.token_bytes(i) for i in ids if not (skip_special_tokens and self.is_special(i)))

@@ -54,7 +54,7 @@ class ScriptedModel:
         self.gate = threading.Event()
         self.rows: list[int] = []  # of each decoding step
 
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, cache: KVCache, room: object = None) -> torch.Tensor:
         if self.broken:
             raise RuntimeError("the model is broken")
         ends = batch.seq_lens.tolist()

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from byte_tokenizer import BEGIN
+from byte_tokenizer import BEGIN, ByteTokenizer
 from scripted_model import (
     CONTEXT,
     GREEDY,
@@ -85,7 +85,19 @@ class TestRefusals:
     def test_what_this_model_lacks_is_named(self, fields: dict[str, Any], param: str) -> None:
         error = self.refused(**fields)
         assert error.param == param
-        assert error.code == ("model_not_found" if param == "model" else None)
+        assert error.code == {"model": "model_not_found", "peft": "adapter_not_found"}.get(param)
+
+    @pytest.mark.parametrize("field", ["prompt", "suffix"])
+    def test_a_text_far_over_the_context_is_refused_without_being_encoded(
+        self, field: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(ByteTokenizer, "encode")
+        error = self.refused(**{field: "x" * 10_000})
+        assert error.message == (
+            "This model's maximum context length is 64 tokens."
+            f" However, the {field} has at least 1666 tokens."
+        )
+        assert (error.param, error.code) == (field, "context_length_exceeded")
 
 
 class TestSharing:

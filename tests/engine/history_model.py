@@ -64,7 +64,7 @@ class HistoryModel:
         self.failures_left = 0  # steps that fail, after the first four
         self.gate: threading.Event | None = None  # all but the first pass wait for it
 
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, cache: KVCache, room: object = None) -> torch.Tensor:
         if self.gate and self.batches:
             self.gate.wait(30)
         if self.interrupt:

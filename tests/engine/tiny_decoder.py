@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import torch
+from gguf import GGMLQuantizationType, quants
 
 from tokenstep.models import DecoderModel, ModelConfig, RopeConfig
 from tokenstep.models.decoder import Layer
-from tokenstep.models.layers import Linear, RMSNorm
+from tokenstep.models.layers import Linear, Projection, RMSNorm
+from tokenstep.models.memory import HugePages
+from tokenstep.models.packed_linear import PackedLinear, PackedWeight
 from tokenstep.models.rope import build_rope
 
 VOCAB = 97
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM = 48, 1000, 4, 2, 16
 
 
-def tiny_decoder(dtype: torch.dtype, activation: str = "silu", softcap: float | None = None) -> DecoderModel:
+def tiny_decoder(
+    dtype: torch.dtype, activation: str = "silu", softcap: float | None = None, form: str | None = None
+) -> DecoderModel:
+    """With a form, all matrices but the embedding are packed in it, and have multiples of 32 columns."""
+    hidden, inner = (HIDDEN, INNER) if form is None else (64, 992)
     config = ModelConfig(
         family="llama",
         vocab_size=VOCAB,
-        hidden_size=HIDDEN,
+        hidden_size=hidden,
         num_layers=2,
         num_heads=HEADS,
         num_kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
-        intermediate_size=INNER,
+        intermediate_size=inner,
         max_position=256,
         rms_norm_eps=1e-5,
         rope=RopeConfig(theta=10000.0),
@@ -36,20 +43,28 @@ def tiny_decoder(dtype: torch.dtype, activation: str = "silu", softcap: float | 
     def random(*shape: int) -> torch.Tensor:
         return (2 * torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
 
+    def linear(rows: int, columns: int, bias: bool = False) -> Projection:
+        weight, added = random(rows, columns), random(rows) if bias else None
+        if form is None:
+            return Linear(weight, added)
+        packed = PackedWeight(form, rows, columns, dtype, HugePages())
+        packed.pack(quants.quantize(weight.float().numpy(), GGMLQuantizationType[form.upper()]))
+        return PackedLinear(packed, added)
+
     def norm() -> RMSNorm:
-        return RMSNorm(1 + 0.1 * torch.randn(HIDDEN, generator=generator), 1e-5, dtype)
+        return RMSNorm(1 + 0.1 * torch.randn(hidden, generator=generator), 1e-5, dtype)
 
     layers = [
         Layer(
             attention_norm=norm(),
-            qkv=Linear(random((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN)),
-            output=Linear(random(HIDDEN, HEADS * HEAD_DIM)),
+            qkv=linear((HEADS + 2 * KV_HEADS) * HEAD_DIM, hidden),
+            output=linear(hidden, HEADS * HEAD_DIM),
             mlp_norm=norm(),
-            gate_up=Linear(random(2 * INNER, HIDDEN), random(2 * INNER)),
-            down=Linear(random(HIDDEN, INNER)),
+            gate_up=linear(2 * inner, hidden, bias=True),
+            down=linear(hidden, inner),
             window=config.windows[index],
         )
         for index in range(2)
     ]
     rope = build_rope(config.rope, HEAD_DIM, config.max_position, torch.device("cpu"))
-    return DecoderModel(config, random(VOCAB, HIDDEN), layers, norm(), Linear(random(VOCAB, HIDDEN)), rope)
+    return DecoderModel(config, random(VOCAB, hidden), layers, norm(), linear(VOCAB, hidden), rope)

@@ -76,7 +76,7 @@ def test_metadata_and_tensors_are_those_that_the_gguf_package_reads(
         assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
         for tensor in theirs.tensors:
             found = ours.tensors[tensor.name]
-            assert found.kind == tensor.tensor_type
+            assert found.kind.number == tensor.tensor_type
             assert found.shape == tuple(tensor.shape.tolist())[::-1]
             assert ours.raw(found).tobytes() == tensor.data.tobytes()
 

@@ -12,6 +12,7 @@ from tiny_models import YARN, build, edit_json, save_folder
 from tiny_tokenizers import EOS
 
 from tokenstep.models import LoadedModel, load
+from tokenstep.models.packed_linear import embed
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def test_weights_are_converted_once(folder: Path, stored: torch.dtype, dtype: st
     model = load(folder, dtype=dtype).model
 
     assert model.dtype == getattr(torch, dtype)
-    assert torch.equal(model.embedding, tensors["model.embed_tokens.weight"].to(model.dtype))
+    expected = tensors["model.embed_tokens.weight"].to(model.dtype)
+    assert torch.equal(embed(torch.arange(len(expected)), model.embedding), expected)
     assert torch.equal(
         model.layers[2].down.weight, tensors["model.layers.2.mlp.down_proj.weight"].to(model.dtype)
     )

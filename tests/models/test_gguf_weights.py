@@ -15,6 +15,8 @@ from transformers import LlamaForCausalLM
 
 from tokenstep.models import UnsupportedConfig, load
 from tokenstep.models.dequantize import CHUNK, dequantize_into
+from tokenstep.models.ggml_types import KNOWN, GgmlType
+from tokenstep.models.packed_linear import embed
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER = 256, 4, 2, 64, 512
 SHAPES = {
@@ -103,7 +105,7 @@ def test_weights_are_the_numbers_that_the_gguf_package_decodes(
 
     layer = model.layers[0]
     qkv = [halves("blk.0.attn_q.weight", HEADS), halves("blk.0.attn_k.weight", KV_HEADS)]
-    assert_same_bits(model.embedding, numbers("token_embd.weight"))
+    assert_same_bits(embed(torch.arange(EMBEDDING_ROWS), model.embedding), numbers("token_embd.weight"))
     assert_same_bits(model.head.weight, numbers("output.weight"))
     assert_same_bits(layer.qkv.weight, np.concatenate([*qkv, numbers("blk.0.attn_v.weight")]))
     assert_same_bits(layer.output.weight, numbers("blk.0.attn_output.weight"))
@@ -122,13 +124,19 @@ def test_a_type_that_the_gguf_package_cannot_decode_is_named(
         load(tmp_path / "random.gguf", dtype="float32")
 
 
+@pytest.mark.parametrize("kind", KNOWN.values(), ids=lambda kind: kind.name)
+def test_what_is_known_without_the_gguf_package_is_what_it_says(kind: GgmlType) -> None:
+    theirs = GGMLQuantizationType(kind.number)
+    assert (theirs.name, *GGML_QUANT_SIZES[theirs]) == (kind.name, kind.block, kind.block_bytes)
+
+
 @pytest.mark.parametrize("rows", [1, 3, CHUNK // 4096, CHUNK // 4096 * 2 + 1])
 def test_a_tensor_is_decoded_alike_in_one_piece_and_in_many(rows: int) -> None:
     kind = GGMLQuantizationType.Q8_0
     raw = quants.quantize(np.random.default_rng(0).normal(size=(rows, 4096)).astype(np.float32), kind)
     target = torch.empty(rows, 2, 4096)[:, 1]  # strided
 
-    dequantize_into(raw, kind, target)
+    dequantize_into(raw, GgmlType(8, "Q8_0", 32, 34), target)
 
     assert np.array_equal(target.numpy(), quants.dequantize(raw, kind))
 
@@ -136,14 +144,14 @@ def test_a_tensor_is_decoded_alike_in_one_piece_and_in_many(rows: int) -> None:
 def test_no_more_than_a_few_rows_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def record(raw: np.ndarray, kind: GGMLQuantizationType) -> torch.Tensor:
+    def record(raw: np.ndarray, kind: GgmlType) -> torch.Tensor:
         sizes.append(raw.size)
         return torch.zeros(raw.size)
 
     monkeypatch.setattr("tokenstep.models.dequantize.dequantize", record)
     for rows, columns in ((100_000, 64), (3, 2 * CHUNK)):
         raw = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (rows, columns), (0, 0))
-        dequantize_into(raw, GGMLQuantizationType.I8, torch.zeros(1).expand(rows, columns).clone())
+        dequantize_into(raw, GgmlType(24, "I8", 1, 1), torch.zeros(1).expand(rows, columns).clone())
     assert sum(sizes) == 100_000 * 64 + 3 * 2 * CHUNK
     assert max(sizes) == 2 * CHUNK
     assert sorted(sizes)[-4] <= CHUNK

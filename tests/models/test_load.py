@@ -6,12 +6,13 @@ import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
 from tiny_models import build, quantized, save_folder, write_gguf
 
-from tokenstep.models import ModelFileError, ModelNotFound, load
+from tokenstep.models import ModelFileError, ModelNotFound, cpu, load
 from tokenstep.models.build import build_model
 from tokenstep.models.gguf_file import GgufFile
 from tokenstep.models.gguf_weights import GgufWeights
@@ -94,7 +95,7 @@ def test_auto_is_bfloat16_where_the_cpu_computes_in_it(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor: 0\nflags\t\t: {flags}\nbugs: none\n")
-    monkeypatch.setattr(LOAD_MODULE, "CPU_INFO", cpuinfo)
+    monkeypatch.setattr(cpu, "CPU_INFO", cpuinfo)
     assert load(path).model.dtype == getattr(torch, expected)
     assert load(path, dtype=torch.float16).model.dtype == torch.float16
 
@@ -110,19 +111,32 @@ def test_several_threads_read_the_same_weights(path: Path) -> None:
 
 
 def test_what_a_reading_thread_raises_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: GgufWeights, name: str, target: torch.Tensor) -> None:
+    read = GgufWeights.raw
+
+    def fail(self: GgufWeights, name: str) -> np.ndarray:
         if name == "layers.1.down":
             raise OSError("the disk is gone")
-        target.zero_()
+        return read(self, name)
 
-    monkeypatch.setattr(GgufWeights, "read_into", fail)
+    monkeypatch.setattr(GgufWeights, "raw", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         load(path)
 
 
 def test_nothing_is_read_before_everything_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(GgufWeights, "read_into", lambda self, name, target: read.append(name))
+    raw, read_into = GgufWeights.raw, GgufWeights.read_into
+
+    def record_raw(self: GgufWeights, name: str) -> np.ndarray:
+        read.append(name)
+        return raw(self, name)
+
+    def record_read(self: GgufWeights, name: str, target: torch.Tensor) -> None:
+        read.append(name)
+        read_into(self, name, target)
+
+    monkeypatch.setattr(GgufWeights, "raw", record_raw)
+    monkeypatch.setattr(GgufWeights, "read_into", record_read)
     config = load(path).config
     assert "embedding" in read
     read.clear()

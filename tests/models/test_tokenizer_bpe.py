@@ -83,6 +83,7 @@ def test_a_family_s_texts_become_the_ids_of_its_tokenizer_json_and_texts_again(n
     for text, encoding in zip(all_texts, theirs.encode_batch(all_texts), strict=True):
         ids = ours.encode(text)
         assert ids == encoding.ids, text
+        assert ours.fewest_tokens(text) <= len(ids)
         assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids, skip_special_tokens=False)
         assert ours.decode(ids) == theirs.decode(ids)
 

@@ -74,6 +74,7 @@ def assert_same(ours: Tokenizer, theirs: PreTrainedTokenizerFast) -> None:
         ids = theirs(text)["input_ids"]
         if not text.startswith(SPECIAL[BOS]):  # transformers doubles the begin token
             assert ours.encode(text) == ids, text
+            assert ours.fewest_tokens(text) <= len(ids)
         assert (
             ours.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False)["input_ids"]
         )

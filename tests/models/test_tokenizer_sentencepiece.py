@@ -118,6 +118,7 @@ def test_texts_are_cut_as_the_algorithm_says_and_come_back(vocabulary: Vocabular
             continue
         ids = ours.encode(text, add_special_tokens=False)
         assert ids == vocabulary.encode_by_definition(text, first_space), text
+        assert ours.fewest_tokens(text) <= len(ids)
         if "▁" not in text and not (first_space and any(token in text for token in FIXED)):
             assert ours.decode(ids, skip_special_tokens=False) == text
 
@@ -131,8 +132,10 @@ def test_texts_are_cut_as_the_algorithm_says_and_come_back(vocabulary: Vocabular
 def test_any_vocabulary_is_cut_as_the_algorithm_says(pieces: list[str], text: str, first_space: bool) -> None:
     characters = sorted(set("".join(pieces)) - set(pieces))  # as every trained vocabulary has them
     vocabulary = Vocabulary(pieces + characters)
-    ids = vocabulary.load(add_space_prefix=first_space).encode(text, add_special_tokens=False)
+    ours = vocabulary.load(add_space_prefix=first_space)
+    ids = ours.encode(text, add_special_tokens=False)
     assert ids == vocabulary.encode_by_definition(text, first_space)
+    assert ours.fewest_tokens(text) <= len(ids)
 
 
 @pytest.mark.parametrize("first_space", [True, False])
@@ -186,6 +189,7 @@ def test_a_vocabulary_without_bytes_gives_the_unknown_token() -> None:
     ours = vocabulary.load(tokens=tokens, token_type=np.array(types, np.int32))
     ids = ours.encode("aééa", add_special_tokens=False)
 
+    assert ours.fewest_tokens("é" * 100) == 0
     assert ids == [vocabulary.ids["▁"], vocabulary.ids["a"], UNKNOWN, vocabulary.ids["a"]]
 
 

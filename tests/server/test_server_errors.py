@@ -52,7 +52,7 @@ def error_of(reply: Reply) -> ErrorBody:
         ({"stream_options": {}}, "stream_options", "only allowed with stream"),
         ({"logprobs": 21}, "logprobs", "logprobs = 21"),
         ({"seed": 2**63}, "seed", "64-bit"),
-        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"suffix": "x"}, "suffix", "can't fill in the middle"),
         ({"model": None}, "model", "model is required"),
     ],
 )
@@ -111,7 +111,7 @@ def test_an_unknown_model() -> None:
     assert error_of(reply).error.code == "model_not_found"
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v2/completions"), ("POST", "/v1/chat/completions")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v2/completions"), ("POST", "/v1/embeddings")])
 def test_an_unknown_path(method: str, path: str) -> None:
     reply = exchange(serve_model(), method, path)
     assert reply.status == 404

@@ -146,8 +146,8 @@ class TestInThisProcess:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "tokenstep: the following arguments are required: {complete,serve,bench,info}"),
-        ("guess", "tokenstep: argument {complete,serve,bench,info}: invalid choice: 'guess'"),
+        ("", "tokenstep: the following arguments are required: {complete,serve,batch,bench,info}"),
+        ("guess", "tokenstep: argument {complete,serve,batch,bench,info}: invalid choice: 'guess'"),
         ("complete a --max-tokens x", "tokenstep complete: argument --max-tokens: invalid int value: 'x'"),
         (
             "complete a --temperature 3",
@@ -182,7 +182,7 @@ def test_help_names_every_field_with_its_default(capsys: pytest.CaptureFixture[s
         main(["complete", "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    for name in CompletionRequest.model_fields.keys() - {"prompt", "stream_options", "suffix", "peft"}:
+    for name in CompletionRequest.model_fields.keys() - {"prompt", "stream_options", "peft"}:
         assert f"--{name.replace('_', '-')}" in text
     assert re.search(r"--max-tokens N\s+tokens to generate at most \(default: 16\)", text)
     assert max(map(len, text.splitlines())) <= 100

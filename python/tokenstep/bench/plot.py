@@ -28,7 +28,12 @@ def plot(report: Report, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    draw = {"sample": _plot_sample, "attention": _plot_attention, "serve": _plot_serve}[report.bench]
+    draw = {
+        "sample": _plot_sample,
+        "attention": _plot_attention,
+        "serve": _plot_serve,
+        "generate": _plot_generate,
+    }[report.bench]
     figure = draw(report, pyplot)
     m = report.machine
     figure.suptitle(
@@ -140,6 +145,31 @@ def _plot_serve(report: Report, pyplot: Any) -> Any:
         axis.set_xscale("log", base=2)
         axis.set_ylim(0, None)
         axis.set_xlabel("clients")
+        axis.set_title(title, fontsize=9)
+        axis.legend(fontsize=7)
+    return figure
+
+
+def _plot_generate(report: Report, pyplot: Any) -> Any:
+    panels = (
+        ("decode, greedy: tokens a second", "decode", "greedy", "batch"),
+        ("decode, all sampling parameters", "decode", "all parameters", "batch"),
+        ("prefill: tokens of the prompt a second", "prefill", "greedy", "prompt_tokens"),
+    )
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.6))
+    impls = list(dict.fromkeys(row["impl"] for row in report.rows if row["measures"] != "start"))
+    for axis, (title, measures, sampling, along) in zip(axes, panels, strict=True):
+        rows = [row for row in report.rows if row["measures"] == measures and row["sampling"] == sampling]
+        places = sorted({row[along] for row in rows})
+        for number, impl in enumerate(impls):
+            speeds = {row[along]: row["tokens_per_s"] for row in rows if row["impl"] == impl}
+            width = 0.8 / len(impls)
+            at = [place + number * width for place, value in enumerate(places) if value in speeds]
+            heights = [speeds[value] for value in places if value in speeds]
+            axis.bar(at, heights, width, label=impl, color=COLORS.get(impl, f"C{number}"))
+        axis.set_xticks([place + 0.4 - 0.4 / len(impls) for place in range(len(places))], places)
+        axis.set_yscale("log")
+        axis.set_xlabel("texts at a time" if along == "batch" else "tokens")
         axis.set_title(title, fontsize=9)
         axis.legend(fontsize=7)
     return figure

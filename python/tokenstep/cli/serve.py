@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenstep.cli.complete import device_name
+from tokenstep.cli.options import add_model_options, add_naming_options, count, load_named_llm
 from tokenstep.cli.text import CommandError
 from tokenstep.threads import let_idle_threads_sleep
 
@@ -21,22 +21,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``tokenstep serve``."""
-    add = parser.add_argument
-    add("--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)")
-    add("--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="what weights and cache are kept in (default: auto)",
-    )
-    add(
-        "--served-model-name",
-        nargs="+",
-        metavar="NAME",
-        help="what requests may call the model; responses use the first (default: the model's own name)",
-    )
-
+    add_model_options(parser)
+    add_naming_options(parser)
     network = parser.add_argument_group("network")
     add = network.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
@@ -64,31 +50,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     limits = parser.add_argument_group("limits")
     add = limits.add_argument
-    add("--max-num-seqs", type=_count, default=32, metavar="N", help="texts generated together (default: 32)")
-    add("--kv-tokens", type=_count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
+    add("--max-num-seqs", type=count, default=32, metavar="N", help="texts generated together (default: 32)")
+    add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
     add(
         "--max-waiting",
-        type=_count,
+        type=count,
         default=1024,
         metavar="N",
         help="prompts that may wait before more are refused with 429 (default: 1024)",
     )
     add(
         "--max-waiting-tokens",
-        type=_count,
+        type=count,
         metavar="N",
         help="the same in tokens, of prompts and of the most output (default: any number)",
     )
     add(
         "--max-choices",
-        type=_count,
+        type=count,
         default=2048,
         metavar="N",
         help="choices of one request, prompts × max(n, best_of) (default: 2048)",
     )
     add(
         "--max-body-bytes",
-        type=_count,
+        type=count,
         default=16 << 20,
         metavar="N",
         help="bytes of a request's body (default: 16 MiB)",
@@ -106,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = behaviour.add_argument
     add(
         "--default-max-tokens",
-        type=_count,
+        type=count,
         default=16,
         metavar="N",
         help="for requests without max_tokens (default: 16)",
@@ -152,7 +138,6 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     del fastapi, prometheus_client, uvicorn
-    from tokenstep.models import ModelNotFound
     from tokenstep.server.auth import collect_keys
     from tokenstep.server.config import ServerConfig
     from tokenstep.server.lifecycle import serve
@@ -177,38 +162,13 @@ def run(args: argparse.Namespace) -> int:
         ssl_certfile=args.ssl_certfile,
         ssl_keyfile=args.ssl_keyfile,
     )
-    try:
-        return serve(config, lambda: _load(args))
-    except ModelNotFound as error:
-        raise CommandError(str(error)) from None
+    return serve(config, lambda: _load(args))
 
 
 def _load(args: argparse.Namespace) -> CompletionService:
-    from tokenstep.llm import LLM
-
-    names = args.served_model_name or []
-    llm = LLM(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        max_batch=args.max_num_seqs,
-        kv_tokens=args.kv_tokens,
-        batch_invariant=args.batch_invariant,
-        max_waiting=args.max_waiting,
-        max_waiting_tokens=args.max_waiting_tokens,
-        seed=args.default_seed,
-        default_max_tokens=args.default_max_tokens,
-        name=names[0] if names else None,
-        aliases=names[1:],
-    )
-    return llm.service
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
+    return load_named_llm(
+        args, max_waiting=args.max_waiting, max_waiting_tokens=args.max_waiting_tokens
+    ).service
 
 
 def _seconds(text: str) -> float:

@@ -8,6 +8,10 @@ if TYPE_CHECKING:  # the schema is checked where torch may be absent
     from tokenstep.engine import FailureKind
 
 
+CODE_STATUS = {"model_not_found": 404, "adapter_not_found": 404, "context_length_exceeded": 400}
+"""HTTP statuses of requests that are wrong in another way than being malformed or out of range."""
+
+
 class RequestError(ValueError):
     """The request is wrong.
 
@@ -22,6 +26,11 @@ class RequestError(ValueError):
         self.message = message
         self.param = param
         self.code = code
+
+
+def status_of(error: RequestError, otherwise: int = 422) -> int:
+    """The HTTP status of `error`; `otherwise` for what is malformed or out of range."""
+    return CODE_STATUS.get(error.code or "", otherwise)
 
 
 class GenerationError(RuntimeError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenstep.completions.errors import RequestError
+from tokenstep.completions.fill_in import FillIn
 from tokenstep.completions.logprobs import OffsetCounter
 from tokenstep.completions.schema import CompletionRequest
 from tokenstep.completions.stream import IncrementalDetokenizer
@@ -35,8 +36,24 @@ class EncodedPrompt:
     offsets: OffsetCounter | None
 
 
-def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer, vocab_size: int) -> list[EncodedPrompt]:
-    """The prompts of `request` in any of the four forms; raises RequestError naming the bad one."""
+def check_length(text: str, name: str, param: str, tokenizer: Tokenizer, context: int) -> None:
+    """Raises RequestError for a text that can't fit the context, before it costs the time to encode it."""
+    if len(text) > context and (fewest := tokenizer.fewest_tokens(text)) > context:
+        raise RequestError(
+            f"This model's maximum context length is {context} tokens. However, the {name} has at least"
+            f" {fewest} tokens.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def encode_prompts(
+    request: CompletionRequest, tokenizer: Tokenizer, vocab_size: int, fill_in: FillIn | None = None
+) -> list[EncodedPrompt]:
+    """The prompts of `request` in any of the four forms; raises RequestError naming the bad one.
+
+    `fill_in` writes them for a request with `suffix`.
+    """
     prompt = request.prompt
     if isinstance(prompt, str) or all(isinstance(item, int) for item in prompt):
         named: list[tuple[str, Any]] = [("prompt", prompt)]
@@ -44,18 +61,25 @@ def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer, vocab_size:
         named = [(f"prompt[{index}]", item) for index, item in enumerate(prompt)]
     if len(named) > MAX_PROMPTS:
         raise RequestError(f"prompt: {len(named)} prompts, expected at most {MAX_PROMPTS}", param="prompt")
-    return [_encode(item, name, request, tokenizer, vocab_size) for name, item in named]
+    return [_encode(item, name, request, tokenizer, vocab_size, fill_in) for name, item in named]
 
 
 def _encode(
-    prompt: str | list[int], name: str, request: CompletionRequest, tokenizer: Tokenizer, vocab_size: int
+    prompt: str | list[int],
+    name: str,
+    request: CompletionRequest,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    fill_in: FillIn | None,
 ) -> EncodedPrompt:
-    if isinstance(prompt, str):
-        ids = _text_to_ids(prompt, name, request, tokenizer)
-    elif prompt:
-        ids = prompt
-    else:
+    if not (isinstance(prompt, str) or prompt):
         raise RequestError(f"{name} = [], expected at least one token id", param="prompt")
+    if fill_in is not None:
+        ids = _fill_in(prompt, name, request, fill_in)
+    elif isinstance(prompt, str):
+        ids = _text_to_ids(prompt, name, request, tokenizer)
+    else:
+        ids = prompt
     for index, token in enumerate(ids):
         if not 0 <= token < vocab_size:
             where = f"{name}[{index}]" if ids is prompt else f"token {index} of {name}"
@@ -73,6 +97,13 @@ def _text_to_ids(text: str, name: str, request: CompletionRequest, tokenizer: To
     except ValueError as error:
         raise RequestError(f"{name}: {error}", param="prompt") from None
     return ids or [_begin_token(name, tokenizer)]  # the model needs something to follow
+
+
+def _fill_in(prompt: str | list[int], name: str, request: CompletionRequest, fill_in: FillIn) -> list[int]:
+    try:
+        return fill_in.encode(prompt, request.suffix or "", request.add_special_tokens)
+    except ValueError as error:
+        raise RequestError(f"{name} and suffix: {error}", param="prompt") from None
 
 
 def _begin_token(name: str, tokenizer: Tokenizer) -> int:

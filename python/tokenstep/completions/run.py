@@ -5,16 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tokenstep.completions.choice import ChoiceBuilder, Piece
 from tokenstep.completions.errors import RequestError
+from tokenstep.completions.fill_in import FillIn
 from tokenstep.completions.logprobs import Entry, OffsetCounter, format_logprobs, prompt_entries
-from tokenstep.completions.prompts import EncodedPrompt, encode_prompts
+from tokenstep.completions.prompts import EncodedPrompt, check_length, encode_prompts
 from tokenstep.completions.schema import (
     DEFAULT_MAX_TOKENS,
-    UNSUPPORTED,
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -25,6 +25,8 @@ from tokenstep.completions.schema import (
     Usage,
 )
 from tokenstep.engine import FailureOutput, Output, PromptOutput, Request
+from tokenstep.models import LoraAdapter
+from tokenstep.models.fields import shown
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.sampling import SamplingParams
 
@@ -43,6 +45,7 @@ class Limits:
         default_seed: for requests without a seed; None: fresh entropy for each.
         default_max_tokens: for requests without max_tokens; cut to what the context has room for.
         aliases: other names by which requests may call the model.
+        adapters: those that requests may name; may change while the model serves.
     """
 
     tokenizer: Tokenizer
@@ -54,6 +57,7 @@ class Limits:
     default_seed: int | None = None
     default_max_tokens: int = DEFAULT_MAX_TOKENS
     aliases: frozenset[str] = frozenset()
+    adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class CompletionRun:
     def __init__(self, request: CompletionRequest, limits: Limits) -> None:
         self._request = request
         self._limits = limits
+        # looked up once: it may be removed while the request goes on
+        self._adapter = None if request.peft is None else limits.adapters.get(request.peft)
         self._check(request)
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
@@ -91,7 +97,8 @@ class CompletionRun:
         self.failure: FailureOutput | None = None
         self.choices_per_prompt = request.best_of or request.n
         self._all_equal = request.temperature == 0  # then one computed choice serves as all of them
-        self.prompts = encode_prompts(request, limits.tokenizer, limits.vocab_size)
+        self._fill_in = None if request.suffix is None else FillIn(limits.tokenizer)
+        self.prompts = encode_prompts(request, limits.tokenizer, limits.vocab_size, self._fill_in)
         self._ranks = (request.best_of or 1) > 1 and not request.stream
         self._stop_reasons = self._find_stop_reasons()
         self._seed = self._choose_seed()
@@ -148,7 +155,7 @@ class CompletionRun:
             id=self.id,
             created=self.created,
             model=self._limits.model_name,
-            system_fingerprint=self._limits.system_fingerprint,
+            system_fingerprint=self._system_fingerprint,
             choices=choices,
             usage=self._usage(self._num_generated),
             prompt=self._prompt_echo(),
@@ -193,20 +200,31 @@ class CompletionRun:
         self.ready.append(Update(index, piece, self._num_generated, not self._open_choices))
 
     @property
+    def _system_fingerprint(self) -> str:
+        suffix = "" if self._adapter is None else f"-peft-{self._adapter.id}"
+        return self._limits.system_fingerprint + suffix
+
+    @property
     def _stream_options(self) -> StreamOptions:
         return self._request.stream_options or StreamOptions()
 
     def _check(self, request: CompletionRequest) -> None:
         """What needs the model to be checked."""
-        for field in UNSUPPORTED:
-            if getattr(request, field) is not None:
-                raise RequestError(f"{field} is not supported yet", param=field)
         if request.model not in (None, self._limits.model_name, *self._limits.aliases):
             raise RequestError(
                 f"model = {request.model!r}, expected {self._limits.model_name!r}",
                 param="model",
                 code="model_not_found",
             )
+        if request.peft is not None and self._adapter is None:
+            names = ", ".join(map(repr, sorted(self._limits.adapters))) or "none: no adapter is served"
+            raise RequestError(
+                f"peft = {shown(request.peft)}, expected {names}", param="peft", code="adapter_not_found"
+            )
+        prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+        for name, text in (*(("prompt", prompt) for prompt in prompts), ("suffix", request.suffix)):
+            if isinstance(text, str):
+                check_length(text, name, name, self._limits.tokenizer, self._limits.context)
         size = self._limits.vocab_size
         for key in request.logit_bias:
             if int(key) >= size:
@@ -225,6 +243,7 @@ class CompletionRun:
         reasons: dict[int, str | int | None] = {}
         if not request.ignore_eos:
             reasons.update(dict.fromkeys(tokenizer.eos_token_ids))
+            reasons.update(dict.fromkeys(self._fill_in.end_ids if self._fill_in else ()))
         reasons.update({token: token for token in request.stop_token_ids})
         for stop in request.stop:
             token = tokenizer.token_to_id(stop)
@@ -267,6 +286,7 @@ class CompletionRun:
             end_ids=frozenset(self._stop_reasons),
             logprobs=logprobs,
             prompt_logprobs=(request.logprobs or 0) if scores_prompt else None,
+            adapter=self._adapter,
         )
 
     def _max_tokens(self, prompt: EncodedPrompt) -> int:
@@ -331,7 +351,7 @@ class CompletionRun:
             id=self.id,
             created=self.created,
             model=self._limits.model_name,
-            system_fingerprint=self._limits.system_fingerprint,
+            system_fingerprint=self._system_fingerprint,
             choices=choices,
         )
 

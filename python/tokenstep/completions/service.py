@@ -20,6 +20,7 @@ from tokenstep.completions.schema import (
     CompletionRequest,
 )
 from tokenstep.engine import Engine, EngineLoop, FailureOutput, Output, QueueFull
+from tokenstep.models import LoraAdapter
 from tokenstep.models.tokenizer import Tokenizer
 
 INLINE_ENTRIES = 64  # pieces with log probabilities of more tokens are written in a thread: tasks don't wait
@@ -51,6 +52,7 @@ class CompletionService:
     Attributes:
         loop: the engine's thread: health, statistics, shutdown; its `observer` is told of every token.
         limits: what the model allows, with its tokenizer and names.
+        adapters: those that requests may name; may be changed at any time.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class CompletionService:
     ) -> None:
         self.engine = engine
         self.loop = EngineLoop(engine)
+        self.adapters: dict[str, LoraAdapter] = {}
         self.limits = Limits(
             tokenizer=tokenizer,
             vocab_size=engine.vocab_size,
@@ -76,13 +79,14 @@ class CompletionService:
             default_seed=default_seed,
             default_max_tokens=default_max_tokens,
             aliases=aliases,
+            adapters=self.adapters,
         )
 
     def complete(self, request: CompletionRequest, on_piece: Callable[[], None] | None = None) -> Completion:
         """The whole response; `on_piece` is called whenever there is something new."""
         run = self._prepare(request)
         pieces = [Piece() for _ in run.builders]
-        for update in self._updates(run):
+        for update in self._updates(run, as_they_come=on_piece is not None):
             pieces[update.index].add(update.piece)
             if on_piece:
                 on_piece()
@@ -101,7 +105,8 @@ class CompletionService:
                 while len(arrived) < len(runs):
                     channel: queue.SimpleQueue[None] = queue.SimpleQueue()
                     try:
-                        self._submit(runs[len(arrived)], functools.partial(channel.put, None))
+                        run = runs[len(arrived)]
+                        self._submit(run, functools.partial(_put_at_end, run, channel))
                     except QueueFull as error:
                         if len(arrived) > len(completions):
                             break  # first one of ours is finished
@@ -121,7 +126,7 @@ class CompletionService:
     def score(self, request: CompletionRequest) -> list[list[float]]:
         """Log probabilities of each prompt's tokens but the first; `request` asks for `loglikelihood`."""
         run = self._prepare(request)
-        for _ in self._updates(run):
+        for _ in self._updates(run, as_they_come=False):
             pass
         return run.prompt_scores()
 
@@ -167,11 +172,12 @@ class CompletionService:
         request_log.info("%s prompts=%d user=%r%s", run.id, len(run.prompts), request.user, prompt)
         return run
 
-    def _updates(self, run: CompletionRun) -> Generator[Update]:
-        """What comes of all choices, as it comes."""
+    def _updates(self, run: CompletionRun, *, as_they_come: bool = True) -> Generator[Update]:
+        """What comes of all choices: as it comes, or all at the end, so that no step wakes a thread."""
         arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+        notify = functools.partial(arrived.put, None)
         try:
-            self._submit(run, functools.partial(arrived.put, None))
+            self._submit(run, notify if as_they_come else functools.partial(_put_at_end, run, arrived))
             yield from self._follow(run, arrived)
         finally:
             self._cancel(run)
@@ -227,6 +233,11 @@ class CompletionService:
     def _cancel(self, run: CompletionRun) -> None:
         for request in run.requests:
             self.loop.cancel(request)
+
+
+def _put_at_end(run: CompletionRun, arrived: queue.SimpleQueue[None]) -> None:
+    if run.is_over:
+        arrived.put(None)
 
 
 def _raise_failure(run: CompletionRun) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenstep.models import LoraAdapter
 from tokenstep.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -27,8 +28,9 @@ class Request:
         end_ids: tokens that end a choice.
         logprobs: top log probabilities wanted beside the token's own; None: no log probabilities.
         prompt_logprobs: the same for the prompt's tokens.
-        cache_seed: names what, beside the tokens, decides the contents of the KV cache, such as an adapter:
-            requests with another one share no blocks.
+        adapter: changes the model for this request; None: nothing does.
+        cache_seed: names what, beside tokens and adapter, decides the contents of the KV cache: requests with
+            another one share no blocks.
     """
 
     prompt: Sequence[int]
@@ -38,7 +40,13 @@ class Request:
     end_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    adapter: LoraAdapter | None = None
     cache_seed: bytes = b""
+
+    @property
+    def cache_key(self) -> bytes:
+        """What the keys of its blocks are chained to."""
+        return self.cache_seed + (self.adapter.digest if self.adapter else b"")
 
     @property
     def max_total_tokens(self) -> int:

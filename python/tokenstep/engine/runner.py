@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenstep.engine.block_manager import BlockTable
 from tokenstep.engine.request import TokenLogprobs
 from tokenstep.engine.sequence import Choice, Piece
-from tokenstep.models import DecoderModel, ForwardBatch, KVCache
+from tokenstep.models import AdapterRows, DecoderModel, ForwardBatch, KVCache, Workspace
 from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, sample
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at the same time
@@ -55,6 +55,7 @@ class Runner:
         self.device = model.device
         self.vocab_size = vocab_size
         self.cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype, model.device)
+        self._workspace = Workspace(model.config, model.dtype, model.device)
         self.sampler = self._new_sampler(max_batch)
         self._trial_sampler = Sampler(1, vocab_size)
         self._trial_lock = threading.Lock()
@@ -118,7 +119,7 @@ class Runner:
         else:
             self._decoding = []
             batch = self._mixed_batch(pieces)
-        return self.model.forward(batch, self.cache)
+        return self.model.forward(batch, self.cache, self._workspace)
 
     def select(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         """Those rows of `hidden`, in rising order."""
@@ -142,6 +143,7 @@ class Runner:
             ),
             block_table=self._tables[:, :width].index_select(0, slots),
             seq_lens=self._tensor([choice.num_computed + 1 for choice in choices], torch.int32),
+            adapters=self._adapter_rows((choice, 1) for choice in choices),
         )
         return self._batch
 
@@ -165,6 +167,13 @@ class Runner:
             query_start=self._tensor(starts, torch.int32),
             max_query_len=max(piece.count for piece in pieces),
             logit_rows=None if len(rows) == len(tokens) else self._tensor(rows, torch.int64),
+            adapters=self._adapter_rows((piece.choice, piece.count) for piece in pieces),
+        )
+
+    def _adapter_rows(self, counts: Iterable[tuple[Choice, int]]) -> AdapterRows | None:
+        """Which adapter each choice's rows go through; so many rows has each."""
+        return AdapterRows.of(
+            ((choice.state.request.adapter, count) for choice, count in counts), self.device
         )
 
     def score(self, hidden: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs] | None:

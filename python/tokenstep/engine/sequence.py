@@ -107,7 +107,7 @@ class Choice:
     def block_keys(self, count: int, block_size: int) -> list[BlockKey]:
         """The keys of its first `count` blocks, which must be full."""
         if not self.keys and count:
-            start = first_key(self.state.request.cache_seed)
+            start = first_key(self.state.request.cache_key)
             self.keys.append(next_key(start, self.tokens(0, block_size)))
         while len(self.keys) < count:
             begin = len(self.keys) * block_size

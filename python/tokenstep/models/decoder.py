@@ -7,15 +7,20 @@ and v come from one projection, gate and up from another, so that each weight is
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
-from tokenstep.models.layers import HeadNorm, Linear, RMSNorm, gelu_gate, in_pieces, silu_gate
+from tokenstep.models.layers import Gate, HeadNorm, Projection, RMSNorm, soft_cap
 from tokenstep.models.memory import lazy_zeros
+from tokenstep.models.packed_linear import PackedWeight, embed
+from tokenstep.models.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tokenstep.models.lora import AdapterRows
 
 
 @dataclass
@@ -54,6 +59,7 @@ class ForwardBatch:
         query_start: int32 [R + 1], where each sequence's tokens begin; None where each has one (T = R).
         max_query_len: the most tokens that a sequence has in this step.
         logit_rows: int64 [S], the rows of `tokens` whose hidden states are wanted; None: all.
+        adapters: which rows of `tokens` belong to which adapter; None: none to any.
     """
 
     tokens: Tensor
@@ -62,6 +68,7 @@ class ForwardBatch:
     query_start: Tensor | None = None
     max_query_len: int = 1
     logit_rows: Tensor | None = None
+    adapters: AdapterRows | None = None
 
 
 @dataclass
@@ -69,11 +76,11 @@ class Layer:
     """One layer's weights. The post norms are None but in Gemma-2, head_norm is None but in Qwen3."""
 
     attention_norm: RMSNorm
-    qkv: Linear
-    output: Linear
+    qkv: Projection
+    output: Projection
     mlp_norm: RMSNorm
-    gate_up: Linear
-    down: Linear
+    gate_up: Projection
+    down: Projection
     window: int | None
     head_norm: HeadNorm | None = None
     post_attention_norm: RMSNorm | None = None
@@ -85,7 +92,7 @@ class DecoderModel:
 
     Args:
         config: the model's shape.
-        embedding: [vocab_size, hidden_size]; its dtype and device are the model's.
+        embedding: [vocab_size, hidden_size], packed or not; its dtype and device are the model's.
         layers: one entry a layer.
         final_norm: the norm before the head.
         head: hidden states to logits.
@@ -97,10 +104,10 @@ class DecoderModel:
     def __init__(
         self,
         config: ModelConfig,
-        embedding: Tensor,
+        embedding: Tensor | PackedWeight,
         layers: list[Layer],
         final_norm: RMSNorm,
-        head: Linear,
+        head: Projection,
         rope: Rope,
         batch_invariant: bool = False,
     ) -> None:
@@ -111,34 +118,35 @@ class DecoderModel:
         self.head = head
         self.rope = rope
         self.batch_invariant = batch_invariant
-        self._gate = silu_gate if config.activation == "silu" else gelu_gate
+        self._gate = Gate(config.activation)
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
         self._embedding_scale = None if scale is None else float(torch.tensor(scale, dtype=embedding.dtype))
 
     def as_batch_invariant(self) -> DecoderModel:
-        """The same model, over the same weights, with every product in tiles of a fixed number of rows."""
-
-        def tiled(linear: Linear) -> Linear:
-            return Linear(linear.weight, linear.bias, in_tiles=True)
-
+        """The same model, over the same weights, where a row of a product depends on no other row."""
         layers = [
             replace(
                 layer,
-                qkv=tiled(layer.qkv),
-                output=tiled(layer.output),
-                gate_up=tiled(layer.gate_up),
-                down=tiled(layer.down),
+                qkv=layer.qkv.as_batch_invariant(),
+                output=layer.output.as_batch_invariant(),
+                gate_up=layer.gate_up.as_batch_invariant(),
+                down=layer.down.as_batch_invariant(),
             )
             for layer in self.layers
         ]
-        return DecoderModel(
-            self.config, self.embedding, layers, self.final_norm, tiled(self.head), self.rope, True
-        )
+        head = self.head.as_batch_invariant()
+        return DecoderModel(self.config, self.embedding, layers, self.final_norm, head, self.rope, True)
+
+    @property
+    def weight_forms(self) -> tuple[str, ...]:
+        """The forms of all projections, sorted: "dense" for tensors, else what our kernel multiplies."""
+        layers = ((layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers)
+        return tuple(sorted({projection.form for layer in layers for projection in layer} | {self.head.form}))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of weights, hidden states and logits."""
+        """The dtype of hidden states, logits and what weights are dense."""
         return self.embedding.dtype
 
     @property
@@ -147,14 +155,20 @@ class DecoderModel:
         return self.embedding.device
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        """Appends the batch's keys and values to `cache`; returns final hidden states [S, hidden_size]."""
-        hidden = F.embedding(batch.tokens, self.embedding)
+    def forward(self, batch: ForwardBatch, cache: KVCache, room: Workspace | None = None) -> Tensor:
+        """Appends the batch's keys and values to `cache`; returns final hidden states [S, hidden_size].
+
+        `room` serves one pass at a time; None: this pass makes its own.
+        """
+        room = room or Workspace(self.config, self.dtype, self.device)
+        room.prepare(len(batch.tokens))
+        hidden = embed(batch.tokens, self.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale
-        for index, layer in enumerate(self.layers):
-            hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index])
-            hidden = self._mlp(layer, hidden)
+        layers = self.layers if batch.adapters is None else batch.adapters.adapt(self.layers)
+        for index, layer in enumerate(layers):
+            hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index], room)
+            hidden = self._mlp(layer, hidden, room)
         if batch.logit_rows is not None:
             hidden = hidden.index_select(0, batch.logit_rows)
         return self.final_norm(hidden)
@@ -164,23 +178,25 @@ class DecoderModel:
         """Hidden states [S, hidden_size] to logits [S, vocab_size] in the model's dtype, soft cap applied."""
         logits = self.head(hidden)
         cap = self.config.final_softcap
-        if cap is None:
-            return logits
-        scaled = logits.div_(cap)
-        return (in_pieces(torch.tanh, scaled) if self.batch_invariant else torch.tanh_(scaled)).mul_(cap)
+        return logits if cap is None else soft_cap(logits, cap)
 
     def _attention(
-        self, layer: Layer, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+        self,
+        layer: Layer,
+        hidden: Tensor,
+        batch: ForwardBatch,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        room: Workspace,
     ) -> Tensor:
         config = self.config
-        q_heads, kv_heads = config.num_heads, config.num_kv_heads
-        heads = layer.qkv(layer.attention_norm(hidden)).view(-1, q_heads + 2 * kv_heads, config.head_dim)
-        if layer.head_norm is None:
-            q, k, v = heads.split_with_sizes((q_heads, kv_heads, kv_heads), 1)
-        else:
-            qk, v = heads.split_with_sizes((q_heads + kv_heads, kv_heads), 1)
-            q, k = layer.head_norm(qk).split_with_sizes((q_heads, kv_heads), 1)
-        out = paged_attention(
+        qkv = layer.qkv(layer.attention_norm(hidden, room.normed), room.qkv)
+        q, k, v = room.heads(qkv)
+        if layer.head_norm is not None:
+            sizes = (config.num_heads, config.num_kv_heads)
+            qk = qkv.view(len(qkv), -1, config.head_dim)[:, : sum(sizes)]
+            q, k = layer.head_norm(qk).split_with_sizes(sizes, 1)
+        attended = paged_attention(
             q,
             k_cache,
             v_cache,
@@ -194,16 +210,16 @@ class DecoderModel:
             scale=config.attention_scale,
             window=layer.window,
             softcap=config.attention_softcap,
+            out=room.attended,
         )
-        out = out.view(-1, config.q_size)
+        flat = room.flat(attended)
         if layer.post_attention_norm is None:
-            return layer.output.added_to(hidden, out)
-        return hidden + layer.post_attention_norm(layer.output(out))
+            return layer.output.added_to(hidden, flat, out=hidden)
+        return hidden.add_(layer.post_attention_norm(layer.output(flat)))
 
-    def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
-        gate_up = layer.gate_up(layer.mlp_norm(hidden))
-        gate, up = gate_up.split_with_sizes((self.config.intermediate_size,) * 2, 1)
-        inner = in_pieces(self._gate, gate, up) if self.batch_invariant else self._gate(gate, up)
+    def _mlp(self, layer: Layer, hidden: Tensor, room: Workspace) -> Tensor:
+        gate_up = layer.gate_up(layer.mlp_norm(hidden, room.normed), room.gate_up)
+        gated = self._gate(gate_up, room.gated)
         if layer.post_mlp_norm is None:
-            return layer.down.added_to(hidden, inner)
-        return hidden + layer.post_mlp_norm(layer.down(inner))
+            return layer.down.added_to(hidden, gated, out=hidden)
+        return hidden.add_(layer.post_mlp_norm(layer.down(gated)))

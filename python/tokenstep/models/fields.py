@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,6 +148,17 @@ class Fields:
         if not isinstance(value, Mapping):
             raise self.wrong(name, "an object")
         return Fields(value, self.source, path=f"{self.path}{self._key(name)}.")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ModelFileError for anything else."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"tokenstep.load: {path}: {error}") from None
+    if not isinstance(contents, dict):
+        raise ModelFileError(f"tokenstep.load: {path}: expected an object")
+    return contents
 
 
 def one_of(allowed: Sequence[str]) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from tokenstep.models.errors import ModelFileError, UnsupportedConfig
+from tokenstep.models.ggml_types import GgmlType, ggml_type
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -39,7 +39,7 @@ class GgufTensor:
 
     name: str
     shape: tuple[int, ...]
-    kind: GGMLQuantizationType
+    kind: GgmlType
     start: int
     num_bytes: int
 
@@ -77,7 +77,13 @@ class GgufFile:
     def raw(self, tensor: GgufTensor) -> NDArray[np.uint8]:
         """The tensor's bytes, [rows, bytes of a row], a view of the file."""
         flat = np.frombuffer(self._data, np.uint8, tensor.num_bytes, tensor.start)
-        return flat.reshape(-1, _row_bytes(tensor.kind, tensor.shape[-1]))
+        return flat.reshape(-1, tensor.kind.row_bytes(tensor.shape[-1]))
+
+    def release(self, tensor: GgufTensor) -> None:
+        """Takes the tensor's pages out of the process; what is read again comes from the file anew."""
+        page = mmap.PAGESIZE
+        first, end = tensor.start // page * page, -(-(tensor.start + tensor.num_bytes) // page) * page
+        self._data.madvise(mmap.MADV_DONTNEED, first, min(end, len(self._data)) - first)
 
     def header(self) -> memoryview:
         """All bytes before the data."""
@@ -198,26 +204,20 @@ class GgufFile:
     def _tensor(
         self, name: str, shape: tuple[int, ...], number: int, start: int, alignment: int
     ) -> GgufTensor:
-        try:
-            kind = GGMLQuantizationType(number)
-        except ValueError:
+        kind = ggml_type(number)
+        if kind is None:
             raise UnsupportedConfig(
                 f"tokenstep.load: {self.path.name}: tensor {name!r} has ggml type {number}, which the"
                 " installed gguf package doesn't know"
-            ) from None
-        block, _ = GGML_QUANT_SIZES[kind]
-        if 0 in shape or shape[-1] % block:
-            self._bad(
-                f"tensor {name!r} has shape {list(shape)}, expected rows in {kind.name} blocks of {block}"
             )
-        num_bytes = math.prod(shape[:-1]) * _row_bytes(kind, shape[-1])
+        if 0 in shape or shape[-1] % kind.block:
+            self._bad(
+                f"tensor {name!r} has shape {list(shape)}, expected rows in {kind.name} blocks of"
+                f" {kind.block}"
+            )
+        num_bytes = math.prod(shape[:-1]) * kind.row_bytes(shape[-1])
         if start % alignment or start + num_bytes > self._size:
             self._bad(
                 f"tensor {name!r} needs bytes {start} to {start + num_bytes}, the file has {self._size}"
             )
         return GgufTensor(name, shape, kind, start, num_bytes)
-
-
-def _row_bytes(kind: GGMLQuantizationType, columns: int) -> int:
-    block, size = GGML_QUANT_SIZES[kind]
-    return columns // block * size

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.dequantize import dequantize, dequantize_into, is_decodable
 from tokenstep.models.errors import ModelFileError, UnsupportedConfig
 from tokenstep.models.gguf_file import GgufFile, GgufTensor
+from tokenstep.models.packed_linear import QUANTISED
 
 NAMES = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
 LAYER_NAMES = {
@@ -66,12 +69,34 @@ class GgufWeights:
         tensor = self._file.tensors[gguf_name(name)]
         raw = self._file.raw(tensor)
         place = target
-        if self._interleaved_qk and name.removesuffix(".bias").endswith((".q", ".k")):
+        if self._is_interleaved(name):
             place = pairs(target, self._config.head_dim)
         if target.dim() == 1:
             place = place[None]
         # one row of the target at a time may be a whole head of the file's rows
         dequantize_into(raw.reshape(place.shape[0], -1), tensor.kind, place)
+        self._file.release(tensor)
+
+    def form(self, name: str) -> str | None:
+        """See TensorSource."""
+        form = self._file.tensors[gguf_name(name)].kind.name.lower()
+        return form if form in QUANTISED else None
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """See TensorSource."""
+        tensor = self._file.tensors[gguf_name(name)]
+        rows = self._file.raw(tensor)
+        if not self._is_interleaved(name):
+            return rows
+        half = self._config.head_dim // 2
+        return rows.reshape(-1, half, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+    def release(self, name: str) -> None:
+        """See TensorSource."""
+        self._file.release(self._file.tensors[gguf_name(name)])
+
+    def _is_interleaved(self, name: str) -> bool:
+        return self._interleaved_qk and name.removesuffix(".bias").endswith((".q", ".k"))
 
     def unexpected(self) -> Iterable[str]:
         """See TensorSource."""

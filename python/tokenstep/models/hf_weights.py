@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -88,6 +89,17 @@ class HfWeights:
         target.copy_(self._where[file_name].get_tensor(file_name))
         if self._norm_offset and name.endswith("norm"):
             target.add_(self._norm_offset)
+
+    def form(self, name: str) -> None:
+        """See TensorSource: none of the dtypes is packed as it is."""
+        return
+
+    def raw(self, name: str) -> NDArray[Any]:
+        """See TensorSource."""
+        raise NotImplementedError(name)  # no tensor has a form
+
+    def release(self, name: str) -> None:
+        """See TensorSource: tensors are read, not mapped."""
 
     def unexpected(self) -> Iterable[str]:
         """See TensorSource."""

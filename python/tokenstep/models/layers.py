@@ -1,22 +1,52 @@
-"""The dense pieces of the decoder: projection, norm, gate. Everything dense goes through `Linear`.
+"""The dense pieces of the decoder: projection, norm, gate, soft cap. Everything dense goes through `Linear`.
 
-A library's matrix product chooses its kernel by the number of rows, and an elementwise function of torch
-splits its work between threads by the number of elements, so that a value's last bits may depend on what else
-is computed with it. Where they must not, products are made in tiles of `TILE_ROWS` rows, and functions with
-an exponential in pieces too small to be split (`in_pieces`).
+A library's matrix product chooses its kernel by the number of rows, so that a value's last bits may depend on
+what else is computed with it. Where they must not, products are made in tiles of `TILE_ROWS` rows.
+
+The rest is one operation of ours each on a CPU, where torch takes several and splits them between threads at
+places that depend on the number of rows; each row is computed alone, in float32, and rounded once. On a GPU
+it is torch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenstep._native import cpu
+
 TILE_ROWS = 32
-UNSPLIT = 16384
-"""Elements that torch's functions never split between threads: 32768 in general, half of that in gelu."""
+
+
+class Projection(Protocol):
+    """y = x Wᵀ + b: `Linear`, or `PackedLinear` with packed weights."""
+
+    bias: Tensor | None
+
+    @property
+    def form(self) -> str:
+        """What the weights are when they are multiplied."""
+        ...
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        ...
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, in] to [T, out]. `out` is room for the result, which needn't be used."""
+        ...
+
+    def added_to(self, residual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in]: a new tensor, or `out`, even the residual."""
+        ...
+
+    def as_batch_invariant(self) -> Projection:
+        """The same weights in a form where a row's result doesn't depend on what other rows there are."""
+        ...
 
 
 class Linear:
@@ -36,15 +66,24 @@ class Linear:
         self.bias = bias
         self.in_tiles = in_tiles
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] to [T, out]."""
+    @property
+    def form(self) -> str:
+        """A tensor, multiplied by torch."""
+        return "dense"
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, in] to [T, out], a new tensor."""
         if self.in_tiles:
             return self._project_tiles(x)
         return F.linear(x, self.weight, self.bias)
 
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Residual [T, out] + the projection of x [T, in], a new tensor."""
-        return torch.add(residual, self(x))
+    def added_to(self, residual: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Residual [T, out] + the projection of x [T, in]: a new tensor, or `out`."""
+        return torch.add(residual, self(x), out=out)
+
+    def as_batch_invariant(self) -> Linear:
+        """The same with every product in tiles."""
+        return Linear(self.weight, self.bias, in_tiles=True)
 
     def _project_tiles(self, x: Tensor) -> Tensor:
         rows = len(x)
@@ -54,28 +93,32 @@ class Linear:
         return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:rows]
 
 
-def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function` of tensors [T, size], row by row the same bits whatever T is.
+class Gate:
+    """The gate of SwiGLU and GeGLU: activation(gate) · up.
 
-    torch computes the end of a thread's share one by one, with a scalar exponential whose last bit may differ
-    from the vector's. A piece that isn't split ends where a row does.
+    Args:
+        activation: "silu", or "gelu_tanh", gelu in its approximation with tanh.
     """
-    rows, size = tensors[0].shape
-    step = max(1, UNSPLIT // size)
-    if rows <= step:
-        return function(*tensors)
-    pieces = zip(*(torch.split(tensor, step) for tensor in tensors), strict=True)
-    return torch.cat([function(*piece) for piece in pieces])
+
+    __slots__ = ("activation",)
+
+    def __init__(self, activation: str) -> None:
+        self.activation = activation
+
+    def __call__(self, gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, 2 size], the gate first, to [T, size]. `out` is room for the result, which needn't be used."""
+        if gate_up.is_cpu:
+            return cast(Tensor, cpu.gate(gate_up, self.activation, out))
+        gate, up = gate_up.chunk(2, 1)
+        return (F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
-def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """SwiGLU's gate: silu(gate) · up."""
-    return F.silu(gate) * up
-
-
-def gelu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """GeGLU's gate, with the tanh approximation of gelu."""
-    return F.gelu(gate, approximate="tanh") * up
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """Caps logits [T, size] in place: cap · tanh(logits / cap)."""
+    if logits.is_cpu:
+        cpu.soft_cap(logits, cap)
+        return logits
+    return logits.div_(cap).tanh_().mul_(cap)
 
 
 class RMSNorm:
@@ -94,8 +137,10 @@ class RMSNorm:
         self.eps = eps
         self._shape = (weight.shape[-1],)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[…, size] to the same shape and dtype."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """[T, size] to the same shape and dtype. `out` is room for the result, which needn't be used."""
+        if x.is_cpu:
+            return cast(Tensor, cpu.rms_norm(x, self.weight, self.eps, out))
         if self._fused:
             return F.rms_norm(x, self._shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self._shape, self.weight, self.eps).to(x.dtype)
@@ -112,5 +157,7 @@ class HeadNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, heads, head_dim] to the same shape and dtype."""
+        if x.is_cpu:
+            return cast(Tensor, cpu.rms_norm(x, self.weight, self.eps))
         normed = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
         return (normed * self.weight).to(x.dtype)

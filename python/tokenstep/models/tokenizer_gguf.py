@@ -8,12 +8,19 @@ from collections.abc import Sequence
 import tokenizers
 from tokenizers import AddedToken, models, normalizers
 
+from tokenstep.models.chat_template import gguf_chat_template
 from tokenstep.models.errors import ModelFileError
 from tokenstep.models.fields import Fields
 from tokenstep.models.pretokenizers import PRE_TOKENIZERS
 from tokenstep.models.tokenizer import Tokenizer
 
 MODELS = ("gpt2", "llama")
+SPECIAL_TOKENS = {  # what chat templates call them
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 
@@ -47,7 +54,7 @@ def load_gguf_tokenizer(
     )
     adds_bos = fields.flag("tokenizer.ggml.add_bos_token", adds_bos)
     adds_eos = fields.flag("tokenizer.ggml.add_eos_token", False)
-    return Tokenizer(
+    tokenizer = Tokenizer(
         backend,
         "byte_level" if kind == "gpt2" else "sentencepiece",
         prefix=(bos_token_id,) if adds_bos and bos_token_id is not None else (),
@@ -57,6 +64,10 @@ def load_gguf_tokenizer(
         eos_token_ids=eos_token_ids,
         vocab_size=len(tokens),
     )
+    special = {name: fields.token_ids(f"tokenizer.ggml.{key}") for name, key in SPECIAL_TOKENS.items()}
+    named = {name: ids[0] if ids else None for name, ids in special.items()}
+    tokenizer.chat_template = gguf_chat_template(fields, tokenizer.names(named))
+    return tokenizer
 
 
 def _vocabulary(fields: Fields) -> tuple[list[str], list[int], list[float] | None]:

@@ -13,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenstep._version import __version__
+from tokenstep.completions.chat_schema import ChatCompletionChunk
 from tokenstep.completions.schema import CompletionChunk
 from tokenstep.server.auth import PUBLIC_PATHS, KeyMiddleware
+from tokenstep.server.chat import chat_router
 from tokenstep.server.completions import completions_router
 from tokenstep.server.context import ContextMiddleware, ErrorMiddleware
 from tokenstep.server.errors import ApiError
@@ -22,8 +24,10 @@ from tokenstep.server.information import models_router, operations_router, token
 from tokenstep.server.schema import (
     REFERENCES,
     DetokenizeRequest,
+    HttpChatRequest,
+    HttpCompletionRequest,
     TokenizeRequest,
-    completion_request_schema,
+    request_schema,
 )
 from tokenstep.server.state import ServerState
 
@@ -45,6 +49,7 @@ def create_app(state: ServerState) -> FastAPI:
     )
     for prefix, shown in ((API_PREFIX, True), ("", False)):
         app.include_router(completions_router(state), prefix=prefix, include_in_schema=shown)
+        app.include_router(chat_router(state), prefix=prefix, include_in_schema=shown)
         app.include_router(models_router(state), prefix=prefix, include_in_schema=shown)
         app.include_router(tokenizer_router(state), prefix=prefix, include_in_schema=not shown)
     app.include_router(operations_router(state))
@@ -87,10 +92,15 @@ def _openapi(app: FastAPI, state: ServerState) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, of which nothing comes
         schemas.pop(unused, None)
     del schema["paths"][f"{API_PREFIX}/models/{{model}}"]["get"]["responses"]["422"]
-    request = completion_request_schema()
-    schemas |= request.pop("$defs", {})
-    schemas["HttpCompletionRequest"] = request
-    parsed_here: tuple[type[BaseModel], ...] = (TokenizeRequest, DetokenizeRequest, CompletionChunk)
+    for request in (HttpCompletionRequest, HttpChatRequest):
+        schemas[request.__name__] = written = request_schema(request)
+        schemas |= written.pop("$defs", {})
+    parsed_here: tuple[type[BaseModel], ...] = (
+        TokenizeRequest,
+        DetokenizeRequest,
+        CompletionChunk,
+        ChatCompletionChunk,
+    )
     for model in parsed_here:
         written = model.model_json_schema(ref_template=REFERENCES)
         for name, definition in written.pop("$defs", {}).items():

