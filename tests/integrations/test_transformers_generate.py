@@ -173,6 +173,19 @@ def test_a_streamer_gets_what_model_generate_would_put(tiny, prompts):
     assert streamers[0].got == streamers[1].got
 
 
+def test_stop_strings_work_though_generate_drops_the_tokenizer(tiny, prompts):
+    from tiny_tokenizers import byte_level_tokenizer
+
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer())
+    options = {**prompts, "do_sample": False, "max_new_tokens": 12, "eos_token_id": None}
+    whole = tiny("llama").generate(**options)
+    stop = tokenizer.decode(whole[0, 15])
+    options |= {"stop_strings": [stop], "tokenizer": tokenizer, "eos_token_id": 0}
+    expected = tiny("llama").generate(**options)
+    assert not torch.equal(expected[:, : whole.shape[1]], whole)
+    assert torch.equal(generate_with(tiny("llama"))(**options), expected)
+
+
 def test_a_row_with_a_seed_of_its_own_gives_its_tokens_alone_and_in_any_batch(tiny, prompts):
     generate = generate_with(tiny("llama"))
     options = {"do_sample": True, "max_new_tokens": 16, "eos_token_id": None, **EVERYTHING}
