@@ -46,6 +46,59 @@ def test_a_report_gives_ratios_within_a_case_and_survives_its_file(tmp_path):
     assert Report.load(tmp_path / "deep" / "result.json").markdown() == table
 
 
+def test_a_comparison_matches_cases_and_gives_new_over_old():
+    case = {"mode": "greedy", "batch": 1}
+    old = report_of([(case, OURS, 20.0), (case, "torch", 50.0), ({"mode": "greedy", "batch": 2}, OURS, 1.0)])
+    new = report_of(
+        [({"batch": 1, "mode": "greedy"}, OURS, 15.0), (case, "torch", 50.0), ({"mode": "t"}, OURS, 1.0)]
+    )
+    table = new.compared_with(old).splitlines()
+    assert table[0] == "| batch | mode | impl | measure | old | new | new / old |"
+    assert table[2:4] == [
+        "| 1 | greedy | tokenstep | median_us | 20 | 15 | 0.75 |",
+        "| 1 | greedy | torch | median_us | 50 | 50 | 1.00 |",
+    ]
+    assert table[-1] == "Cases of one run alone: 1 old, 1 new."
+    with pytest.raises(ValueError, match="of bench attention, expected of bench sample"):
+        new.compared_with(Report("attention", {}))
+
+
+def test_a_comparison_of_rates_shows_each_median():
+    row = {
+        "impl": OURS,
+        "concurrency": 4,
+        "requests": 90,
+        "tokens_per_s": 100.0,
+        "ttft_median_ms": 5.0,
+        "ttft_p99_ms": 9,
+    }
+    old, new = (
+        Report("serve", {}, rows=[row]),
+        Report("serve", {}, rows=[row | {"requests": 7, "tokens_per_s": 150.0}]),
+    )
+    table = new.compared_with(old)
+    assert "| tokenstep | 4 | tokens_per_s | 100 | 150 | 1.50 |" in table
+    assert "| tokenstep | 4 | ttft_median_ms | 5 | 5 | 1.00 |" in table
+
+
+def test_compare_prints_ratios_even_to_the_file_that_is_written_anew(tmp_path, capsys):
+    command = ["bench", "sample", *SMALL["sample"], "--threads", "1", "--budget", "0", "--peers", ""]
+    file = tmp_path / "old.json"
+    assert main([*command, "--json", str(file)]) == 0
+    capsys.readouterr()
+    assert main([*command, "--json", str(file), "--compare", str(file)]) == 0
+    assert "new / old" in capsys.readouterr().out
+    for content, why in (
+        ("{", "Expecting"),
+        ('{"bench": "serve", "settings": {}}', "results of bench serve"),
+    ):
+        file.write_text(content)
+        assert main([*command, "--compare", str(file)]) == 1
+        captured = capsys.readouterr()
+        assert why in captured.err
+        assert not captured.out
+
+
 SMALL = {
     "sample": ["--batches", "2", "--vocab-size", "1000", "--dtypes", "float32"],
     "attention": ["--batches", "1", "--contexts", "64,128", "--block-sizes", "16", "--dtypes", "float32"],

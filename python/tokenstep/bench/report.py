@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from tokenstep.bench.machine import describe_machine
 from tokenstep.bench.timer import Timing
 
 FLOOR, OURS = "floor", "tokenstep"
+# What a comparison shows of a row, and all that is measured in one: the rest says which case it is.
+COMPARED = ("median_us", "tokens_per_s", "ttft_median_ms", "tpot_median_ms", "first_token_s")
+_MEASURED = re.compile(r"_(us|ms|s|mib)$|^(rounds|requests|all)$")
 
 
 @dataclass
@@ -62,13 +66,49 @@ class Report:
                 got = times.get(peer)
                 cells += ["", ""] if got is None else [_time(got), f"{got / times[OURS]:.1f}"]
             lines.append("| " + " | ".join(cells) + " |")
-        m = self.machine
-        ran_on = self.settings.get("device") or f"{m['cpu']}, {m['cores']} cores ({m['isa']})"
-        lines.append(f"\nMedians on {ran_on}, torch {m['torch']}, commit {m['commit']}, {m['date']}.")
+        lines.append(f"\nMedians on {_origin(self)}, torch {self.machine['torch']}.")
         if with_launches := self.settings.get("timed_with_launches"):
             lines.append(f"Timed with their launches, which no graph could hold: {', '.join(with_launches)}.")
         lines += [f"Refused by {who}: {why}" for who, why in self.settings.get("refused", {}).items()]
         return "\n".join(lines)
+
+    def compared_with(self, old: Report) -> str:
+        """One table: this run's medians beside those of an older run of the same cases, and their ratio.
+
+        Raises:
+            ValueError: The older run is of another benchmark.
+        """
+        if old.bench != self.bench:
+            raise ValueError(f"results of bench {old.bench}, expected of bench {self.bench}")
+        before = {_case(row): row for row in old.rows}
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        columns = [name for name in names if not _MEASURED.search(name)]
+        header = [*columns, "measure", "old", "new", "new / old"]
+        lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        unmatched = 0
+        for row in self.rows:
+            was = before.pop(_case(row), None)
+            unmatched += was is None
+            for name in COMPARED:
+                if was is not None and row.get(name) and was.get(name):
+                    cells = [str(row.get(column, "")) for column in columns]
+                    cells += [name, f"{was[name]:g}", f"{row[name]:g}", f"{row[name] / was[name]:.2f}"]
+                    lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"\nOld: {_origin(old)}. New: {_origin(self)}.")
+        if unmatched or before:
+            lines.append(f"Cases of one run alone: {len(before)} old, {unmatched} new.")
+        return "\n".join(lines)
+
+
+def _case(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What tells a row's case from others, whatever order it was written in."""
+    return tuple(sorted((name, str(value)) for name, value in row.items() if not _MEASURED.search(name)))
+
+
+def _origin(report: Report) -> str:
+    m = report.machine
+    ran_on = report.settings.get("device") or f"{m['cpu']}, {m['cores']} cores ({m['isa']})"
+    return f"{ran_on}, commit {m['commit']}, {m['date']}"
 
 
 def _time(microseconds: float) -> str:

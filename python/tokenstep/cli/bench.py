@@ -123,6 +123,9 @@ def _add_shared(parser: argparse.ArgumentParser, op: str, *, batches: list[int],
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
+    parser.add_argument(
+        "--compare", type=Path, metavar="OLD", help="print ratios to the results that --json wrote before"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,6 +135,11 @@ def run(args: argparse.Namespace) -> int:
             "tokenstep bench: torch is needed for inputs of all dtypes: pip install tokenstep[torch]",
             file=sys.stderr,
         )
+        return 1
+    try:
+        _older(args)  # before minutes of measuring
+    except ValueError as error:
+        print(f"tokenstep bench: {error}", file=sys.stderr)
         return 1
     if args.op == "serve":
         return _run_serve(args)
@@ -227,13 +235,35 @@ def _run_generate(args: argparse.Namespace) -> int:
 
 def _show(report: Report, args: argparse.Namespace) -> int:
     print(report.markdown())
+    old = _older(args)  # read before --json may overwrite it
     if args.json:
         report.save(args.json)
+    if old is not None:
+        print("\n" + report.compared_with(old))
     if args.plot:
         from tokenstep.bench.plot import plot
 
         plot(report, args.plot)
     return 0
+
+
+def _older(args: argparse.Namespace) -> Report | None:
+    """The results of --compare, if given.
+
+    Raises:
+        ValueError: The file holds no results of this benchmark.
+    """
+    from tokenstep.bench.report import Report
+
+    if args.compare is None:
+        return None
+    try:
+        old = Report.load(args.compare)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"--compare {args.compare}: {error}") from error
+    if not old.bench.startswith(args.op):
+        raise ValueError(f"--compare {args.compare}: results of bench {old.bench}")
+    return old
 
 
 def _peer(text: str) -> tuple[str, str]:

@@ -1,0 +1,74 @@
+"""A step's logits to its tokens, with parameters and histories that stay in a :class:`tokenstep.Sampler`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+from tokenstep.integrations.transformers.plan import Plan
+from tokenstep.sampling import Sampler
+
+__all__ = ["Draw"]
+
+
+class Draw:
+    """From a step's logits to its tokens: transformers' processors that come first, the chain, the draw."""
+
+    def __init__(self, plan: Plan, input_ids: torch.Tensor, seed: Any, *, scored: bool) -> None:
+        """Nothing is admitted yet: the first logits tell the size of the vocabulary.
+
+        Args:
+            plan: What runs where.
+            input_ids: The prompts, int64 ``[B, L]``.
+            seed: One for all rows, one a row, or None.
+            scored: Give the processed scores as well.
+        """
+        self._plan, self._prompts, self._scored = plan, input_ids, scored
+        rows = len(input_ids)
+        if seed is None:
+            seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, ()))
+        if isinstance(seed, Sequence):
+            if len(seed) != rows:
+                raise ValueError(f"tokenstep.generate: seed has {len(seed)} entries for {rows} rows")
+            self._seeds = [(value, 0) for value in seed]
+        else:
+            self._seeds = [(seed, row) for row in range(rows)]
+        self._sampler: Sampler | None = None
+
+    def __call__(self, logits: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """int64 ``[B]``, and float32 ``[B, V]`` or None.
+
+        Raises:
+            ValueError: A row has no token to draw, or logits that are NaN or +inf.
+        """
+        plan, scores = self._plan, None
+        edits = plan.chain.edits_first or self._scored
+        if plan.before or edits or logits.dtype == torch.float64:
+            logits = logits.to(torch.float32, copy=True)
+        if plan.before:
+            logits = plan.before(cast(Any, input_ids), logits)
+        if self._scored:
+            logits = scores = plan.chain.apply(logits, plan.seen(input_ids))
+        elif edits:
+            plan.chain.edit_(logits, plan.seen(input_ids))
+        if self._sampler is None:
+            self._sampler = self._admitted(logits)
+        out = self._sampler.step(logits)
+        if out.status.any():
+            row = int(out.status.nonzero()[0])
+            why = "NaN or +inf among its logits" if out.status[row] == 1 else "no token left to draw"
+            raise ValueError(f"tokenstep.generate: row {row} has {why}")
+        return out.tokens, scores
+
+    def _admitted(self, logits: torch.Tensor) -> Sampler:
+        """A sampler whose rows hold the parameters and prompts of all sequences."""
+        plan = self._plan
+        sampler = Sampler(logits.shape[0], logits.shape[1], logits.device)
+        params = [plan.sampling_params(*seed, scored=self._scored) for seed in self._seeds]
+        counted = params[0].repetition_penalty != 1
+        prompts = plan.seen(self._prompts).cpu() if counted else [()] * len(params)
+        for row, (own, prompt) in enumerate(zip(params, prompts, strict=True)):
+            sampler.admit(row, own, prompt)
+        return sampler
