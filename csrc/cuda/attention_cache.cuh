@@ -104,9 +104,10 @@ class CacheRing {
       const int64_t key = __shfl_sync(kAllLanes, place.key, token);
       const int64_t value = __shfl_sync(kAllLanes, place.value, token);
       if (source >= 0) continue;
-      const bool exists = source == TokenPlace::kPage;
-      copy_piece(Rows::piece(keys(stage), token, piece), k_cache + key, piece, exists);
-      copy_piece(Rows::piece(values(stage), token, piece), v_cache + value, piece, exists);
+      const bool exists = source == TokenPlace::kPage && piece * Rows::kPieceElements < batch_.head_dim;
+      const int64_t element = exists ? piece * Rows::kPieceElements : 0;
+      copy_piece(Rows::piece(keys(stage), token, piece), k_cache + key + element, piece, exists);
+      copy_piece(Rows::piece(values(stage), token, piece), v_cache + value + element, piece, exists);
     }
     unsigned fresh = __ballot_sync(kAllLanes, place.source >= 0) & 0xffffu;
 #pragma unroll 1
@@ -123,18 +124,18 @@ class CacheRing {
   }
 
  private:
-  __device__ __forceinline__ void copy_piece(char* shared, const C* row, int piece, bool exists) const {
-    const auto begin_of = [&](int element) { return element < batch_.head_dim && exists ? element : 0; };
-    const int first = piece * Rows::kPieceElements;
+  // Piece number `piece` of a row, from its first element; of rows that are not whole pieces, in halves.
+  __device__ __forceinline__ void copy_piece(char* shared, const C* from, int piece, bool exists) const {
     if constexpr (sizeof(C) == 1) {
       if (!rows_.params.wide_rows) {
-        const int second = first + Rows::kPieceElements / 2;
-        copy_async_8(shared, row + begin_of(first), exists && first < batch_.head_dim);
-        copy_async_8(shared + 8, row + begin_of(second), exists && second < batch_.head_dim);
+        constexpr int kHalf = Rows::kPieceElements / 2;
+        const bool has_second = exists && piece * Rows::kPieceElements + kHalf < batch_.head_dim;
+        copy_async_8(shared, from, exists);
+        copy_async_8(shared + kHalf, from + (has_second ? kHalf : 0), has_second);
         return;
       }
     }
-    copy_async_16(shared, row + begin_of(first), exists && first < batch_.head_dim);
+    copy_async_16(shared, from, exists);
   }
 
   __device__ __forceinline__ void copy_new_row(int stage, int token, int row) {

@@ -116,7 +116,7 @@ class AttentionBlock {
     RunningRows running;
     Ring ring(rows, Shared::rings() + warp_id() * params_.stages * Shared::kSlotBytes);
     Math math;
-    const ScoreRules rules(rows);
+    const ScoreRules rules(rows, sizeof(C) == 1 ? batch_.k_scale[rows.item.kv_head] : 1.0f);
 
     const int stages = params_.stages;
     SliceCursor<kWarps> coming(rows, chunk, rows.item.chunk_end), current = coming;

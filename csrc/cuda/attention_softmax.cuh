@@ -26,7 +26,9 @@ struct SliceScores {
 // folded into the constants.
 class ScoreRules {
  public:
-  __device__ __forceinline__ ScoreRules(const TileRows& rows) : rows_(rows), op_(rows.params.op) {
+  // `key_scale`: of the KV head's keys, 1 unless they are quantised.
+  __device__ __forceinline__ ScoreRules(const TileRows& rows, float key_scale)
+      : rows_(rows), op_(rows.params.op) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = lane_id() / 4 + 8 * r;
@@ -36,7 +38,7 @@ class ScoreRules {
     }
     const bool has_softcap = op_.softcap > 0.0f;
     factor_ = has_softcap ? op_.scale / op_.softcap : op_.scale * kLog2E;
-    factor_ *= scale_of(op_.batch.k_scale, rows.item.kv_head);
+    factor_ *= key_scale;
   }
 
   __device__ __forceinline__ int position(int r) const { return position_[r]; }

@@ -44,7 +44,13 @@ __device__ __forceinline__ Int8 narrow<Int8>(float x) {
   return {int8_from_float(x)};
 }
 
-__device__ __forceinline__ float widen(Float8 x) { return float_from_e4m3(x.code); }
+// As float_from_e4m3, in fewer instructions: float32's exponent is 127 - 7 powers of two further, and a GPU
+// multiplies subnormal numbers at no cost.
+__device__ __forceinline__ float widen(Float8 x) {
+  const uint32_t magnitude = x.code & 0x7fu, sign = (x.code & 0x80u) << 24;
+  return magnitude == 0x7fu ? float_from_bits(0x7fc00000u | sign)
+                            : mul(float_from_bits(sign | magnitude << 20), 0x1p120f);
+}
 __device__ __forceinline__ float widen(Int8 x) { return float_from_int8(x.code); }
 
 // ---- two neighbours in one word, the first in the low half ------------------------------------------------

@@ -16,8 +16,13 @@ def attend_fused(device, case, division=None, **options):
 
 
 @pytest.mark.parametrize("rope", [None, "neox", "interleaved", "partial"])
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("dtype", EVERY_CACHE)
+@pytest.mark.parametrize(
+    ("dtype", "heads"),
+    [
+        *((dtype, "GQA") for dtype in EVERY_CACHE),
+        *((dtype, "wide") for dtype in ("float32", "bfloat16", "float16/float8_e4m3")),
+    ],
+)
 def test_attention_that_appends_equals_append_and_then_attention(device, dtype, heads, rope):
     heads = HEADS[heads]
     fused, apart = Case(dtype, heads), Case(dtype, heads)
