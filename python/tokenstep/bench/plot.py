@@ -168,10 +168,9 @@ def _plot_generate(report: Report, pyplot: Any) -> Any:
             heights = [speeds[value] for value in places if value in speeds]
             axis.bar(at, heights, width, label=impl, color=COLORS.get(impl, f"C{number}"))
         axis.set_xticks([place + 0.4 - 0.4 / len(impls) for place in range(len(places))], places)
-        axis.set_yscale("log")
         axis.set_xlabel("texts at a time" if along == "batch" else "tokens")
         axis.set_title(title, fontsize=9)
-        axis.legend(fontsize=7)
+    axes[0].legend(fontsize=7)
     return figure
 
 
