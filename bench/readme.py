@@ -41,14 +41,17 @@ def table() -> str:
             f"| {case['model']}, batch {case['batch']} | {times[OURS]:,.0f} "
             f"| {100 * times[FLOOR] / times[OURS]:.0f} | {times['torch'] / times[OURS]:.1f} |"
         )
-    lines += ["", *_serve_table(Report.load(RESULTS / "serve.json"))]
-    if (RESULTS / "generate.json").exists():
-        lines += ["", *_generate_table(Report.load(RESULTS / "generate.json"))]
+    serve, generate = (Report.load(RESULTS / f"{name}.json") for name in ("serve", "generate"))
+    lines += ["", *_serve_table(serve), "", *_generate_table(generate)]
     m = sample.machine
+    origins = [
+        f"{report.bench}: {report.machine['date']}, commit {report.machine['commit']}"
+        for report in (sample, attention, serve, generate)
+    ]
     lines += [
         "",
-        f"Medians, memory-cold, on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), "
-        f"{m['date']}, commit {m['commit']}; peers, floor and tokenstep in turn in the same run.",
+        f"Medians on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), sample and "
+        f"attention memory-cold; peers, floor and tokenstep in turn in the same run. {'; '.join(origins)}.",
     ]
     return "\n".join(lines) + "\n"
 
