@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tokenstep.completions.errors import RequestError
 from tokenstep.completions.fields import MAX_LOGPROBS, GenerationRequest, Int
-from tokenstep.completions.schema import CompletionRequest, Response, TokenLogprob, Usage
+from tokenstep.completions.schema import Choice, CompletionRequest, Response, TokenLogprob, Usage
 
 MAX_MESSAGES = 1 << 14
 
@@ -104,23 +104,10 @@ class AssistantMessage(BaseModel):
     refusal: None = None
 
 
-class _ChatChoice(Response):
-    index: int
-    logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
-    stop_reason: str | int | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-
-    @classmethod
-    def optional(cls) -> frozenset[str]:
-        """Fields that are only there when asked for."""
-        return frozenset({"token_ids", "prompt_token_ids"})
-
-
-class ChatChoice(_ChatChoice):
+class ChatChoice(Choice):
     """One message."""
 
+    logprobs: ChatLogprobs | None = None
     message: AssistantMessage
 
 
@@ -136,9 +123,10 @@ class ChatDelta(Response):
         return frozenset({"role"})
 
 
-class ChatChunkChoice(_ChatChoice):
+class ChatChunkChoice(Choice):
     """A piece of one message."""
 
+    logprobs: ChatLogprobs | None = None
     delta: ChatDelta
 
 

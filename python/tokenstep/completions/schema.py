@@ -29,6 +29,7 @@ from tokenstep.completions.fields import (
 __all__ = [
     "DEFAULT_MAX_TOKENS",
     "MAX_STOPS",
+    "Choice",
     "Completion",
     "CompletionChoice",
     "CompletionChunk",
@@ -130,12 +131,10 @@ class Logprobs(BaseModel):
     content: list[TokenLogprob] = []
 
 
-class CompletionChoice(Response):
-    """One text, or a piece of one in a stream."""
+class Choice(Response):
+    """What every choice has, of a text or of a message."""
 
     index: int
-    text: str
-    logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
@@ -145,6 +144,13 @@ class CompletionChoice(Response):
     def optional(cls) -> frozenset[str]:
         """Fields that are only there when asked for."""
         return frozenset({"token_ids", "prompt_token_ids"})
+
+
+class CompletionChoice(Choice):
+    """One text, or a piece of one in a stream."""
+
+    text: str
+    logprobs: Logprobs | None = None
 
 
 class PromptTokensDetails(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -23,7 +23,6 @@ INLINE_BYTES = 16 << 10  # larger bodies are parsed in a thread, so that the eve
 MAX_REMEMBERED = 1000  # unknown fields; a client can make up any number
 MAX_SHOWN = 64  # characters of an unknown field's name
 
-Parsed = TypeVar("Parsed")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -59,16 +58,18 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def parse_in_turn(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed:
-    """`parse(body)`, in a thread if that could take long."""
-    return parse(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse, body)
-
-
 class BodyParser:
     """Turns bodies into requests; warns once of each field that nobody knows."""
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
+
+    async def read(self, request: Request, model: type[Model], limit: int) -> Model:
+        """The request in the body that is on its way; parsed in a thread if that could take long."""
+        body = await read_body(request, limit)
+        if len(body) <= INLINE_BYTES:
+            return self.parse(model, body)
+        return await asyncio.to_thread(self.parse, model, body)
 
     def parse(self, model: type[Model], body: bytes) -> Model:
         """The request in `body`; raises RequestError or pydantic's ValidationError."""

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from tokenstep.completions.chat import as_completion, chat_chunks, chat_completion
 from tokenstep.completions.chat_schema import ChatCompletion, ChatCompletionChunk
-from tokenstep.server.body import BodyParser, parse_in_turn, read_body
+from tokenstep.server.body import BodyParser
 from tokenstep.server.completions import check_size, completion_chunks
 from tokenstep.server.context import context_of
 from tokenstep.server.disconnect import unless_disconnected
@@ -30,9 +30,6 @@ def chat_router(state: ServerState) -> APIRouter:
     router = APIRouter()
     parser = BodyParser()
 
-    def parse(body: bytes) -> HttpChatRequest:
-        return parser.parse(HttpChatRequest, body)
-
     @router.post(
         "/chat/completions",
         summary="Continue a conversation",
@@ -50,7 +47,7 @@ def chat_router(state: ServerState) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         service = state.require_service()
         service.loop.check_room()  # under too much load, a refusal must cost little
-        asked = await parse_in_turn(parse, await read_body(request, state.config.max_body_bytes))
+        asked = await parser.read(request, HttpChatRequest, state.config.max_body_bytes)
         wanted = await asyncio.to_thread(as_completion, asked, service.limits)
         check_size(wanted, state.config.max_choices)
         context = context_of(request.scope)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tokenstep.completions.schema import Completion, CompletionChunk, CompletionRequest, StreamOptions
 from tokenstep.completions.service import CompletionService
-from tokenstep.server.body import BodyParser, parse_in_turn, read_body
+from tokenstep.server.body import BodyParser
 from tokenstep.server.context import RequestContext, context_of
 from tokenstep.server.disconnect import unless_disconnected
 from tokenstep.server.errors import openapi_responses, too_large
@@ -31,9 +31,6 @@ def completions_router(state: ServerState) -> APIRouter:
     router = APIRouter()
     parser = BodyParser()
 
-    def parse(body: bytes) -> HttpCompletionRequest:
-        return parser.parse(HttpCompletionRequest, body)
-
     @router.post(
         "/completions",
         summary="Complete a prompt, or many",
@@ -51,7 +48,7 @@ def completions_router(state: ServerState) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         service = state.require_service()
         service.loop.check_room()  # under too much load, a refusal must cost little
-        wanted = await parse_in_turn(parse, await read_body(request, state.config.max_body_bytes))
+        wanted = await parser.read(request, HttpCompletionRequest, state.config.max_body_bytes)
         check_size(wanted, state.config.max_choices)
         context = context_of(request.scope)
         if wanted.stream:

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenstep.completions.next_token import NextToken, next_token
-from tokenstep.server.body import BodyParser, parse_in_turn, read_body
+from tokenstep.server.body import BodyParser
 from tokenstep.server.disconnect import unless_disconnected
 from tokenstep.server.errors import openapi_responses
 from tokenstep.server.schema import NextTokenRequest, body_of
@@ -19,9 +19,6 @@ def next_token_router(state: ServerState) -> APIRouter:
     router = APIRouter()
     parser = BodyParser()
 
-    def parse(body: bytes) -> NextTokenRequest:
-        return parser.parse(NextTokenRequest, body)
-
     @router.post(
         "/next_token",
         summary="Show what the next token is drawn from",
@@ -32,7 +29,7 @@ def next_token_router(state: ServerState) -> APIRouter:
     async def show_next_token(request: Request) -> Response:
         service = state.require_service()
         service.loop.check_room()
-        wanted = await parse_in_turn(parse, await read_body(request, state.config.max_body_bytes))
+        wanted = await parser.read(request, NextTokenRequest, state.config.max_body_bytes)
         work = next_token(service, wanted, wanted.output_tokens, wanted.top)
         found = await unless_disconnected(request.receive, work)
         return Response(found.model_dump_json(), media_type="application/json")
