@@ -1,8 +1,9 @@
 """Models: loading from GGUF files and Hugging Face folders, tokenizers, and the decoder itself."""
 
 from tokenstep.models.config import ModelConfig, RopeConfig
-from tokenstep.models.decoder import DecoderModel, ForwardBatch, KVCache
-from tokenstep.models.errors import ModelFileError, ModelNotFound, UnsupportedConfig
+from tokenstep.models.decoder import DecoderModel, ForwardBatch
+from tokenstep.models.errors import ModelFileError, ModelNotFound, NotEnoughMemory, UnsupportedConfig
+from tokenstep.models.kv_cache import KVCache, KVScales
 from tokenstep.models.load import LoadedModel, load
 from tokenstep.models.lora import AdapterRows, LoraAdapter
 from tokenstep.models.peft import load_adapter
@@ -14,11 +15,13 @@ __all__ = [
     "DecoderModel",
     "ForwardBatch",
     "KVCache",
+    "KVScales",
     "LoadedModel",
     "LoraAdapter",
     "ModelConfig",
     "ModelFileError",
     "ModelNotFound",
+    "NotEnoughMemory",
     "RopeConfig",
     "Tokenizer",
     "UnsupportedConfig",

@@ -14,38 +14,13 @@ from torch import Tensor
 
 from tokenstep.attention import Rope, paged_attention
 from tokenstep.models.config import ModelConfig
+from tokenstep.models.kv_cache import KVCache, KVScales
 from tokenstep.models.layers import Gate, HeadNorm, Projection, RMSNorm, soft_cap
-from tokenstep.models.memory import lazy_zeros
 from tokenstep.models.packed_linear import PackedWeight, embed
 from tokenstep.models.workspace import Workspace
 
 if TYPE_CHECKING:
     from tokenstep.models.lora import AdapterRows
-
-
-@dataclass
-class KVCache:
-    """Keys and values by layer: k[i], v[i] are [num_blocks, block_size, num_kv_heads, head_dim]."""
-
-    k: list[Tensor]
-    v: list[Tensor]
-
-    @classmethod
-    def allocate(
-        cls,
-        config: ModelConfig,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> KVCache:
-        """Zeroed blocks for every layer of `config`; on a CPU they take memory only once they are written."""
-        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-
-        def layers() -> list[Tensor]:
-            return [lazy_zeros(shape, dtype, device) for _ in range(config.num_layers)]
-
-        return cls(layers(), layers())
 
 
 @dataclass
@@ -99,6 +74,7 @@ class DecoderModel:
         rope: the tables for all positions up to `config.max_position`.
         batch_invariant: a token's hidden state and logits have the same bits whatever else is computed in the
             same pass, and however its sequence is cut into passes.
+        kv_scales: those that came with the weights, for a float8_e4m3 cache.
     """
 
     def __init__(
@@ -110,6 +86,7 @@ class DecoderModel:
         head: Projection,
         rope: Rope,
         batch_invariant: bool = False,
+        kv_scales: KVScales | None = None,
     ) -> None:
         self.config = config
         self.embedding = embedding
@@ -118,6 +95,7 @@ class DecoderModel:
         self.head = head
         self.rope = rope
         self.batch_invariant = batch_invariant
+        self.kv_scales = kv_scales
         self._gate = Gate(config.activation)
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
@@ -136,13 +114,27 @@ class DecoderModel:
             for layer in self.layers
         ]
         head = self.head.as_batch_invariant()
-        return DecoderModel(self.config, self.embedding, layers, self.final_norm, head, self.rope, True)
+        return DecoderModel(
+            self.config, self.embedding, layers, self.final_norm, head, self.rope, True, self.kv_scales
+        )
 
     @property
     def weight_forms(self) -> tuple[str, ...]:
         """The forms of all projections, sorted: "dense" for tensors, else what our kernel multiplies."""
         layers = ((layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers)
         return tuple(sorted({projection.form for layer in layers for projection in layer} | {self.head.form}))
+
+    @property
+    def num_bytes(self) -> int:
+        """What matrices, biases and the tables of positions take."""
+        layers = ((layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers)
+        projections = [projection for layer in layers for projection in layer]
+        if not self.config.tie_embeddings:
+            projections.append(self.head)
+        embedding = self.embedding
+        own = embedding.num_bytes if isinstance(embedding, PackedWeight) else embedding.nbytes
+        tables: int = self.rope.cos.nbytes + self.rope.sin.nbytes
+        return own + tables + sum(projection.num_bytes for projection in projections)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -167,7 +159,7 @@ class DecoderModel:
             hidden = hidden * self._embedding_scale
         layers = self.layers if batch.adapters is None else batch.adapters.adapt(self.layers)
         for index, layer in enumerate(layers):
-            hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index], room)
+            hidden = self._attention(layer, hidden, batch, cache, index, room)
             hidden = self._mlp(layer, hidden, room)
         if batch.logit_rows is not None:
             hidden = hidden.index_select(0, batch.logit_rows)
@@ -185,8 +177,8 @@ class DecoderModel:
         layer: Layer,
         hidden: Tensor,
         batch: ForwardBatch,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        cache: KVCache,
+        index: int,
         room: Workspace,
     ) -> Tensor:
         config = self.config
@@ -196,10 +188,11 @@ class DecoderModel:
             sizes = (config.num_heads, config.num_kv_heads)
             qk = qkv.view(len(qkv), -1, config.head_dim)[:, : sum(sizes)]
             q, k = layer.head_norm(qk).split_with_sizes(sizes, 1)
+        k_scale, v_scale = cache.layer_scales(index)
         attended = paged_attention(
             q,
-            k_cache,
-            v_cache,
+            cache.k[index],
+            cache.v[index],
             batch.block_table,
             batch.seq_lens,
             k=k,
@@ -210,6 +203,8 @@ class DecoderModel:
             scale=config.attention_scale,
             window=layer.window,
             softcap=config.attention_softcap,
+            k_scale=k_scale,
+            v_scale=v_scale,
             out=room.attended,
         )
         flat = room.flat(attended)

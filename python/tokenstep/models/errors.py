@@ -1,4 +1,4 @@
-"""What can be wrong with a model's files; every message names the file and the field."""
+"""What can be wrong with a model's files or memory; messages name file and field, or have the numbers."""
 
 from __future__ import annotations
 
@@ -13,3 +13,12 @@ class UnsupportedConfig(ValueError):
 
 class ModelNotFound(FileNotFoundError):
     """There is no model under the given name or path."""
+
+
+class NotEnoughMemory(MemoryError):
+    """A device has no room for the model's weights or its KV cache; the message has the numbers."""
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for a message, in units of 10⁹ or, below a tenth of that, 10⁶."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

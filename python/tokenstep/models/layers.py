@@ -41,6 +41,11 @@ class Projection(Protocol):
         """[out, in]."""
         ...
 
+    @property
+    def num_bytes(self) -> int:
+        """What weights and bias take."""
+        ...
+
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """[T, in] to [T, out]. `out` is room for the result, which needn't be used."""
         ...
@@ -76,6 +81,11 @@ class Linear:
     def form(self) -> str:
         """A tensor, multiplied by torch."""
         return "dense"
+
+    @property
+    def num_bytes(self) -> int:
+        """What weights and bias take."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """[T, in] to [T, out], a new tensor."""

@@ -103,6 +103,11 @@ class PackedLinear:
         """The numbers [out, in], a new tensor each time."""
         return self.packed.dense()
 
+    @property
+    def num_bytes(self) -> int:
+        """What weights and bias take."""
+        return self.packed.num_bytes + (0 if self.bias is None else self.bias.nbytes)
+
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """[T, in] to [T, out]: a new tensor, or `out`."""
         if len(x) >= self._unpack_from:
