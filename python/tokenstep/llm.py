@@ -25,6 +25,7 @@ from tokenstep.completions.schema import (
 from tokenstep.completions.service import CompletionService
 from tokenstep.engine import Engine, EngineConfig
 from tokenstep.models import LoadedModel, load, load_adapter
+from tokenstep.models.kv_cache import kv_dtype_name
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
@@ -44,9 +45,11 @@ class LLM:
         weights: "auto": on a CPU, matrices in Q4_0, Q4_1 and Q8_0 stay as they are and are multiplied so;
             "dequantised": all become `dtype`.
         max_batch: sequences that are generated together; more wait for their turn.
-        kv_tokens: tokens that the KV cache holds. Default: a full context for each of `max_batch`, but on a
-            CPU at most 2 GiB and a quarter of the available memory, on a GPU at most 80 % of what the weights
-            leave.
+        kv_tokens: tokens that the KV cache holds. Default: on a GPU what `gpu_memory_utilization` leaves, on
+            a CPU a full context for each of `max_batch` within 2 GiB and a quarter of the available memory.
+        kv_cache_dtype: "auto", what the model computes in; "float8_e4m3" or "int8": twice the tokens in the
+            same memory, at the cost of precision (docs/engine.md).
+        gpu_memory_utilization: share of a GPU's memory that weights, the largest step and the KV cache take.
         batch_invariant: a seeded request gives the same text, bit for bit, whatever else is computed at the
             same time. Costs speed: see docs/determinism.md.
         max_waiting: prompts that may wait for their turn before more are refused with QueueFull; default: any
@@ -64,6 +67,7 @@ class LLM:
         UnsupportedConfig: the model needs something that tokenstep doesn't have.
         ValueError: an argument is out of range.
         RuntimeError: the device can't be used.
+        NotEnoughMemory: the weights or the KV cache don't fit; a MemoryError, with the numbers.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class LLM:
         weights: str = "auto",
         max_batch: int = 32,
         kv_tokens: int | None = None,
+        kv_cache_dtype: str = "auto",
+        gpu_memory_utilization: float = 0.9,
         batch_invariant: bool = False,
         max_waiting: int | None = None,
         max_waiting_tokens: int | None = None,
@@ -87,6 +93,8 @@ class LLM:
         config = EngineConfig(
             max_batch=max_batch,
             kv_tokens=kv_tokens,
+            kv_cache_dtype=kv_cache_dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
             batch_invariant=batch_invariant,
             max_waiting=max_waiting,
             max_waiting_tokens=max_waiting_tokens,
@@ -95,8 +103,9 @@ class LLM:
         loaded = load(model, device=place, dtype=dtype, weights=weights, progress=progress)
         self.name = name or loaded.name
         self.tokenizer = loaded.tokenizer
-        self.system_fingerprint = fingerprint(loaded, place, batch_invariant)
         engine = Engine(loaded.model, loaded.tokenizer.vocab_size, config)
+        cache_dtype = engine.runner.cache.dtype
+        self.system_fingerprint = fingerprint(loaded, place, batch_invariant, cache_dtype)
         self._service: CompletionService | None = CompletionService(
             engine,
             loaded.tokenizer,
@@ -313,8 +322,11 @@ class LLM:
         self.close()
 
 
-def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool) -> str:
-    """Names all that decides the tokens: versions, device, dtype, the forms of weights, mode, the weights."""
+def fingerprint(
+    loaded: LoadedModel, device: torch.device, batch_invariant: bool, cache_dtype: torch.dtype
+) -> str:
+    """Names all that decides the tokens: versions, device, dtypes, forms of weights, mode, the weights."""
+    dtype = loaded.model.dtype
     parts = [
         "tokenstep",
         __version__,
@@ -322,7 +334,8 @@ def fingerprint(loaded: LoadedModel, device: torch.device, batch_invariant: bool
         f"torch{torch.__version__}",
         str(device),
         _native.cpu.isa() if device.type == "cpu" else torch.cuda.get_device_name(device).replace(" ", "_"),
-        str(loaded.model.dtype).removeprefix("torch."),
+        str(dtype).removeprefix("torch."),
+        *([] if cache_dtype == dtype else [f"kv_{kv_dtype_name(cache_dtype)}"]),
         "+".join(loaded.model.weight_forms),
         *(["batch_invariant"] if batch_invariant else []),
         loaded.weights_id,

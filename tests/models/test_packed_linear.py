@@ -112,8 +112,8 @@ def test_a_packed_model_gives_the_logits_of_the_dequantised_one(
 def test_the_fingerprint_names_the_forms(tmp_path: Path) -> None:
     path = write_gguf(build("llama"), tmp_path / "tiny.gguf", encode=quantized(GGMLQuantizationType.Q4_1))
     stored, dense = load(path, dtype="float32"), load(path, dtype="float32", weights="dequantised")
-    assert "-float32-q4_1-" in fingerprint(stored, CPU, False)
-    assert "-float32-dense-" in fingerprint(dense, CPU, False)
+    assert "-float32-kv_int8-q4_1-" in fingerprint(stored, CPU, False, torch.int8)
+    assert "-float32-dense-" in fingerprint(dense, CPU, False, torch.float32)
 
 
 def test_another_word_for_weights_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenstep.cli.options import add_model_options, add_naming_options, count, load_named_llm
+from tokenstep.cli.options import (
+    add_cache_options,
+    add_model_options,
+    add_naming_options,
+    count,
+    load_named_llm,
+)
 from tokenstep.cli.text import CommandError
 from tokenstep.threads import let_idle_threads_sleep
 
@@ -24,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     add_naming_options(parser)
     add("--max-num-seqs", type=count, default=32, metavar="N", help="texts generated together (default: 32)")
-    add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
+    add_cache_options(parser)
     add("--default-max-tokens", type=count, default=16, metavar="N", help="where none is given (default: 16)")
     add("--default-seed", type=int, metavar="N", help="for requests without seed (default: a new one each)")
     add("--batch-invariant", action="store_true", help="seeded requests give the same text in any run")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from tokenstep.cli.options import add_model_options, load_llm
+from tokenstep.cli.options import add_cache_options, add_model_options, load_llm
 from tokenstep.cli.pause import collection_paused
 from tokenstep.cli.text import CommandError, as_utf8
 from tokenstep.completions.chat_schema import (
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "tokenstep complete [options] [prompt ...]"
     parser.add_argument("prompt", nargs="*", help="one prompt or more; - reads one from stdin")
     add_model_options(parser)
+    add_cache_options(parser)
     parser.add_argument("--peft", metavar="PATH", help="a LoRA adapter in PEFT's format to use")
     parser.add_argument(
         "--batch-invariant",

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"{prog}: {error.name} is missing: pip install 'tokenstep[engine]'", file=sys.stderr)
         return 1
-    except (OSError, ValueError, RuntimeError, NotImplementedError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError, NotImplementedError, ImportError) as error:
         print(f"{prog}: {_one_line(error)}", file=sys.stderr)
         if isinstance(error, OSError):  # a full disk, perhaps
             _discard_output()

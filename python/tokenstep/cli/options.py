@@ -32,6 +32,26 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cache_options(parser: argparse._ActionsContainer) -> None:
+    """Adds what the KV cache is like."""
+    add = parser.add_argument
+    add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
+    add(
+        "--kv-cache-dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32", "float8_e4m3", "int8"),
+        help="auto: as the model computes; float8_e4m3, int8: a byte an element (default: auto)",
+    )
+    add(
+        "--gpu-memory-utilization",
+        type=share,
+        default=0.9,
+        metavar="X",
+        help="share of a GPU's memory for weights, the largest step and the KV cache, where --kv-tokens"
+        " isn't given (default: 0.9)",
+    )
+
+
 def add_naming_options(parser: argparse.ArgumentParser) -> None:
     """Adds what requests may call the model and its adapters."""
     add = parser.add_argument
@@ -62,6 +82,9 @@ def load_llm(args: argparse.Namespace, adapters: Iterable[tuple[str, str]] = (),
             device=args.device,
             dtype=args.dtype,
             weights=args.weights,
+            kv_tokens=args.kv_tokens,
+            kv_cache_dtype=args.kv_cache_dtype,
+            gpu_memory_utilization=args.gpu_memory_utilization,
             batch_invariant=args.batch_invariant,
             **options,
         )
@@ -79,7 +102,6 @@ def load_named_llm(args: argparse.Namespace, **options: Any) -> LLM:
         args,
         args.peft,
         max_batch=args.max_num_seqs,
-        kv_tokens=args.kv_tokens,
         seed=args.default_seed,
         default_max_tokens=args.default_max_tokens,
         name=names[0] if names else None,
@@ -100,6 +122,14 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0 and at most 1")
     return value
 
 

@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenstep.cli.options import add_model_options, add_naming_options, count, load_named_llm
+from tokenstep.cli.options import (
+    add_cache_options,
+    add_model_options,
+    add_naming_options,
+    count,
+    load_named_llm,
+)
 from tokenstep.cli.text import CommandError
 from tokenstep.threads import let_idle_threads_sleep
 
@@ -51,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     add = limits.add_argument
     add("--max-num-seqs", type=count, default=32, metavar="N", help="texts generated together (default: 32)")
-    add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: by memory)")
+    add_cache_options(limits)
     add(
         "--max-waiting",
         type=count,
@@ -166,9 +172,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> CompletionService:
-    return load_named_llm(
+    service = load_named_llm(
         args, max_waiting=args.max_waiting, max_waiting_tokens=args.max_waiting_tokens
     ).service
+    stats, cache = service.engine.stats(), service.engine.runner.cache
+    logging.getLogger("tokenstep.server").info(
+        "KV cache: %s tokens, %.1f MB, %s",
+        f"{stats.blocks_total * stats.block_size:,}",
+        stats.cache_bytes / 1e6,
+        str(cache.dtype).removeprefix("torch."),
+    )
+    return service
 
 
 def _seconds(text: str) -> float:

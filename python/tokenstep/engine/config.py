@@ -1,21 +1,10 @@
-"""What an engine is set up with, and how much KV cache it takes when nobody says."""
+"""What an engine is set up with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-import torch
-
-from tokenstep.models import ModelConfig
-
-CPU_CACHE_BYTES = 2 << 30
-CPU_CACHE_SHARE = 0.25
-CUDA_CACHE_SHARE = 0.8
-CGROUP_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)  # versions 2 and 1
+from tokenstep.models.kv_cache import KV_DTYPES, kv_dtype_names
 
 
 @dataclass(frozen=True)
@@ -24,7 +13,11 @@ class EngineConfig:
 
     Attributes:
         max_batch: sequences that decode together.
-        kv_tokens: tokens that the KV cache holds, rounded up to whole blocks; None: see `default_kv_tokens`.
+        kv_tokens: tokens that the KV cache holds, rounded up to whole blocks; None: see `engine.memory`.
+        kv_cache_dtype: "auto", the model's own; "float8_e4m3" or "int8", one byte an element with a scale for
+            each layer and KV head; or the model's own dtype by its name.
+        gpu_memory_utilization: share of a GPU's memory that weights, the largest step and the KV cache may
+            take together. Without effect on a CPU, or where `kv_tokens` is given.
         block_size: tokens in a block of the KV cache.
         prefill_tokens: tokens computed in one step when no sequence decodes; longer prompts take several.
         mixed_tokens: tokens computed in one step when some do, theirs included: it bounds how long a sequence
@@ -38,6 +31,8 @@ class EngineConfig:
 
     max_batch: int = 32
     kv_tokens: int | None = None
+    kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float = 0.9
     block_size: int = 16
     prefill_tokens: int = 512
     mixed_tokens: int = 128
@@ -49,45 +44,15 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
-            if value is not None and not isinstance(value, bool) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"tokenstep.EngineConfig: {name} = {value}, expected at least 1")
-
-    def num_blocks(self, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
-        """Blocks of the KV cache for `model`."""
-        tokens = self.kv_tokens
-        if tokens is None:
-            tokens = default_kv_tokens(self.max_batch, model, dtype, cache_memory(device))
-        return -(-tokens // self.block_size)
-
-
-def default_kv_tokens(max_batch: int, model: ModelConfig, dtype: torch.dtype, memory: int) -> int:
-    """A full context for each of `max_batch` sequences, as far as `memory` bytes go; one token at least."""
-    bytes_per_token = 2 * model.num_layers * model.kv_size * dtype.itemsize
-    return max(1, min(max_batch * model.max_position, memory // bytes_per_token))
-
-
-def cache_memory(device: torch.device) -> int:
-    """Bytes that the KV cache may take by default.
-
-    On a GPU 80 % of what is free once the weights are there; on a CPU a quarter of the available memory, at
-    most 2 GiB.
-    """
-    if device.type == "cuda":
-        return int(CUDA_CACHE_SHARE * torch.cuda.mem_get_info(device)[0])
-    return min(CPU_CACHE_BYTES, int(CPU_CACHE_SHARE * _available_memory()))
-
-
-def _available_memory() -> int:
-    """Bytes this process may still take: what the system has, within the limit of its control group."""
-    limits = [_number(Path(path), "") for path in CGROUP_LIMITS]
-    limits.append(_number(Path("/proc/meminfo"), "MemAvailable:") * 1024)
-    return min((limit for limit in limits if limit), default=4 * CPU_CACHE_BYTES)
-
-
-def _number(path: Path, label: str) -> int:
-    """The number behind `label` in a small text file; 0 if there is none."""
-    try:
-        words = path.read_text().partition(label)[2].split() if label else path.read_text().split()
-        return int(words[0])
-    except (OSError, ValueError, IndexError):
-        return 0
+        if self.kv_cache_dtype not in ("auto", *KV_DTYPES):
+            raise ValueError(
+                f"tokenstep.EngineConfig: kv_cache_dtype = {self.kv_cache_dtype!r}, expected"
+                f" {kv_dtype_names()}"
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"tokenstep.EngineConfig: gpu_memory_utilization = {self.gpu_memory_utilization}, expected"
+                " more than 0 and at most 1"
+            )

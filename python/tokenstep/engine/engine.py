@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenstep.engine.block_manager import BlockManager
 from tokenstep.engine.config import EngineConfig
+from tokenstep.engine.memory import allocate_cache
 from tokenstep.engine.request import (
     FailureKind,
     FailureOutput,
@@ -57,19 +58,18 @@ class Engine:
         if config.batch_invariant:
             model = model.as_batch_invariant()
         self.vocab_size = min(vocab_size, model.config.vocab_size)
-        num_blocks = config.num_blocks(model.config, model.dtype, model.device)
+        cache = allocate_cache(model, self.vocab_size, config)
         self.model_length = model.config.max_position
-        self.max_length = min(self.model_length, num_blocks * config.block_size)
+        self.max_length = min(self.model_length, cache.num_blocks * config.block_size)
         self.counters = Counters()
         self.runner = Runner(
             model,
             self.vocab_size,
+            cache,
             max_batch=config.max_batch,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
             max_tokens=self.max_length,
         )
-        self.scheduler = Scheduler(config, num_blocks, self.runner, self.counters)
+        self.scheduler = Scheduler(config, cache.num_blocks, self.runner, self.counters)
         self._num_added = 0
         self._states: dict[Request, RequestState] = {}
         self._outputs: list[Output] = []
@@ -180,6 +180,8 @@ class Engine:
             blocks_used=blocks.num_blocks - blocks.num_free,
             blocks_cached=blocks.num_reusable,
             blocks_total=blocks.num_blocks,
+            block_size=self.config.block_size,
+            cache_bytes=self.runner.cache.num_bytes,
             counters=replace(self.counters, failures=dict(self.counters.failures)),
         )
 

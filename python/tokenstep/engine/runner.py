@@ -37,9 +37,8 @@ class Runner:
     Args:
         model: the decoder.
         vocab_size: the first ids of the model, which may be drawn; those behind them are padding.
+        cache: the KV cache.
         max_batch: rows of the batch.
-        num_blocks: blocks of the KV cache.
-        block_size: tokens in a block.
         max_tokens: tokens of the longest sequence.
     """
 
@@ -47,24 +46,23 @@ class Runner:
         self,
         model: DecoderModel,
         vocab_size: int,
+        cache: KVCache,
         *,
         max_batch: int,
-        num_blocks: int,
-        block_size: int,
         max_tokens: int,
     ) -> None:
         self.model = model
         self.device = model.device
         self.vocab_size = vocab_size
-        self.cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype, model.device)
+        self.cache = cache
         self._workspace = Workspace(model.config, model.dtype, model.device)
         self.sampler = self._new_sampler(max_batch)
         self._trial_sampler = Sampler(1, vocab_size)
         self._trial_lock = threading.Lock()
-        self._block_size = block_size
+        self._block_size = cache.block_size
         # one row a slot, written when a choice gets the slot: a step only picks rows
         self._tables = torch.zeros(
-            (max_batch, -(-max_tokens // block_size)), dtype=torch.int32, device=model.device
+            (max_batch, -(-max_tokens // cache.block_size)), dtype=torch.int32, device=model.device
         )
         self._decoding: list[Choice] = []  # whose next token `_batch` computes; [] if it must be made anew
         self._batch: ForwardBatch | None = None

@@ -40,6 +40,8 @@ class EngineStats:
         blocks_used: blocks of the KV cache that are held.
         blocks_cached: blocks that nobody holds but whose contents can be used again.
         blocks_total: blocks of the KV cache.
+        block_size: tokens of a block.
+        cache_bytes: what the KV cache takes once all of it has been written.
         counters: totals.
         waiting: requests for which nothing has been computed yet.
         waiting_tokens: the most tokens that these may take, prompts and outputs.
@@ -49,6 +51,8 @@ class EngineStats:
     blocks_used: int
     blocks_cached: int
     blocks_total: int
+    block_size: int
+    cache_bytes: int
     counters: Counters
     waiting: int = 0
     waiting_tokens: int = 0

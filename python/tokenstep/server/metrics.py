@@ -117,6 +117,8 @@ class _EngineCollector(Collector):
             ("tokens_waiting", "the most tokens that these may take", stats.waiting_tokens),
             ("choices_running", "choices that hold a row of the batch", stats.running),
             ("kv_blocks", "blocks of the KV cache", total),
+            ("kv_tokens", "tokens that the KV cache holds", total * stats.block_size),
+            ("kv_bytes", "bytes of the KV cache, once all of it is written", stats.cache_bytes),
             ("kv_blocks_used", "of those, held by choices", used),
             (
                 "kv_blocks_cached",
