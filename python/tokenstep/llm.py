@@ -27,6 +27,8 @@ from tokenstep.engine import Engine, EngineConfig
 from tokenstep.models import LoadedModel, load, load_adapter
 from tokenstep.models.kv_cache import kv_dtype_name
 
+OLDEST_CAPABILITY = (8, 0)  # Ampere: the kernels' copies and tensor core instructions begin there
+
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -43,7 +45,7 @@ class LLM:
         device: "cpu", "cuda" or "auto", a GPU where torch and this build can use it.
         dtype: "float32", "bfloat16", "float16" or "auto".
         weights: "auto": on a CPU, matrices in Q4_0, Q4_1 and Q8_0 stay as they are and are multiplied so;
-            "dequantised": all become `dtype`.
+            "dequantised": all become `dtype`; "random": none are read, for measuring.
         max_batch: sequences that are generated together; more wait for their turn.
         kv_tokens: tokens that the KV cache holds. Default: on a GPU what `gpu_memory_utilization` leaves, on
             a CPU a full context for each of `max_batch` within 2 GiB and a quarter of the available memory.
@@ -349,16 +351,33 @@ def choose_device(device: str | torch.device) -> torch.device:
     Raises ValueError for a name that means none, RuntimeError for a GPU that can't be used.
     """
     name = str(device)
-    gpu_works = _native.cuda is not None and torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if gpu_works else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or not (index.isdecimal() or name == kind):
+    if name != "auto" and (kind not in ("cpu", "cuda") or not (index.isdecimal() or name == kind)):
         raise ValueError(f"tokenstep.LLM: device = {name!r}, expected 'auto', 'cpu' or 'cuda'")
-    if kind == "cuda" and not gpu_works:
-        reason = _native.cuda_absent_because or "torch finds no GPU here"
-        raise RuntimeError(f"tokenstep.LLM: device = {name!r}, but {reason}")
-    return torch.device(name)
+    if kind == "cpu":
+        return torch.device(name)
+    reason = gpu_unusable_because(int(index) if index else None)
+    if reason is None:
+        return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    if name == "auto":
+        return torch.device("cpu")
+    raise RuntimeError(f"tokenstep.LLM: device = {name!r}, but {reason}")
+
+
+def gpu_unusable_because(index: int | None) -> str | None:
+    """Why a model can't run on that GPU, or on torch's current one; None if it can."""
+    if (reason := _native.cuda_unusable_because()) is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return "torch finds no GPU here"
+    count = torch.cuda.device_count()
+    if index is not None and index >= count:
+        return f"this machine has {count} GPU{'s' * (count != 1)}, numbered from 0"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST_CAPABILITY:
+        have, need = ("{}.{}".format(*version) for version in (capability, OLDEST_CAPABILITY))
+        return f"that GPU has compute capability {have}; the kernels need {need}"
+    return None
 
 
 def _refuse_unknown(

@@ -27,8 +27,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--weights",
         default="auto",
-        choices=("auto", "dequantised"),
-        help="auto: quantised ones stay so on a CPU; dequantised: all become dtype (default: auto)",
+        choices=("auto", "dequantised", "random"),
+        help="auto: quantised ones stay so on a CPU; dequantised: all become dtype; random: none are read,"
+        " for measuring (default: auto)",
     )
 
 

@@ -43,7 +43,7 @@ def hf_base(
         activation: the field that names the activation, and what its absence means.
         changes: fields of ModelConfig to set instead of the common reading.
     """
-    fields.refuse("quantization_config", "weights in float32, float16 or bfloat16")
+    _refuse_quantised_weights(fields)
     for architecture in fields.strings("architectures") if fields.has("architectures") else ():
         if not architecture.endswith("ForCausalLM"):
             raise fields.unsupported("architectures", "a model with a language modelling head, …ForCausalLM")
@@ -74,6 +74,18 @@ def hf_base(
         "activation": ACTIVATIONS[name],
     }
     return ModelConfig(**(values | changes)).check(fields.source)
+
+
+def _refuse_quantised_weights(fields: Fields) -> None:
+    """`quantization_config` may have no more than a float8_e4m3 KV cache, as llm-compressor writes it."""
+    config = fields.nested("quantization_config")
+    if config.get("quant_method") != "compressed-tensors" or config.get("config_groups"):
+        fields.refuse("quantization_config", "weights in float32, float16 or bfloat16")
+    if config.has("kv_cache_scheme"):
+        scheme = config.nested("kv_cache_scheme")
+        for name, wanted in (("type", "float"), ("num_bits", 8), ("symmetric", True), ("dynamic", False)):
+            if scheme.get(name, wanted) != wanted:
+                raise scheme.unsupported(name, repr(wanted))
 
 
 def hf_layers(fields: Fields) -> int:

@@ -1,7 +1,9 @@
 """From named tensors to a decoder: fuses q, k, v and gate, up, and brings each to its place once.
 
-All tensors are checked against the file's table and laid out first. Then a few threads fill the matrices:
-those that stay as they are with the file's bytes, the others with numbers.
+All tensors are checked against the file's table first, and their sizes against the device's memory. Then
+they are laid out, and a few threads fill the matrices: those that stay as they are with the file's bytes, the
+others with numbers. Each reads a tensor at a time, so that a GPU's model never lies in the host's memory as a
+whole.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -21,7 +23,9 @@ from tqdm import tqdm
 
 from tokenstep.models.config import ModelConfig
 from tokenstep.models.decoder import DecoderModel, Layer
-from tokenstep.models.errors import ModelFileError
+from tokenstep.models.errors import ModelFileError, NotEnoughMemory, gigabytes
+from tokenstep.models.free_memory import free_bytes
+from tokenstep.models.kv_cache import KVScales
 from tokenstep.models.layers import HeadNorm, Linear, Projection, RMSNorm
 from tokenstep.models.memory import HugePages
 from tokenstep.models.packed_linear import PackedLinear, PackedWeight, form_of
@@ -64,6 +68,13 @@ class TensorSource(Protocol):
         """What memory holds of the tensor's bytes may go; they can be read again."""
         ...
 
+    def kv_scales(self, config: ModelConfig, device: torch.device) -> KVScales | None:
+        """The scales of a float8_e4m3 cache that came with the weights; None where none did.
+
+        Raises ModelFileError if some are missing or misshapen.
+        """
+        ...
+
     def unexpected(self) -> Iterable[str]:
         """The file's own names of the tensors that nobody has expected."""
         ...
@@ -89,17 +100,89 @@ def build_model(
 
     Raises:
         ModelFileError: a tensor is missing, left over or misshapen.
+        NotEnoughMemory: the device has less room than the weights need; nothing has been read then.
     """
     builder = _Builder(config, source, dtype, device, keep_quantised)
-    model = builder.lay_out()
+    num_bytes = builder.check()
     if unexpected := sorted(source.unexpected()):
         some = ", ".join(unexpected[:4]) + (", …" if len(unexpected) > 4 else "")
         raise ModelFileError(
             f"tokenstep.load: {source.source}: {len(unexpected)} tensors have no place in a"
             f" {config.family} model: {some}"
         )
+    free = free_bytes(device, with_swap=True)
+    if free is not None and num_bytes > free:
+        raise NotEnoughMemory(
+            f"tokenstep.load: {source.source}: the weights take {gigabytes(num_bytes)}, of which {device} has"
+            f" {gigabytes(free)} free: expected {_remedy(dtype, device, keep_quantised)}"
+        )
+    model = builder.lay_out()
     builder.fill(progress)
     return model
+
+
+def _remedy(dtype: torch.dtype, device: torch.device, keep_quantised: bool) -> str:
+    """What would take less memory."""
+    ways = ["a smaller model"]
+    if device.type == "cpu":
+        ways.append(
+            "a GGUF file in Q4_0" if keep_quantised else "weights='auto', which keeps GGUF's matrices"
+        )
+    if dtype == torch.float32:
+        ways.append("dtype='bfloat16', which halves this")
+    return " or ".join(ways)
+
+
+class _Matrix(NamedTuple):
+    """A matrix of the decoder: matrices of the file [rows, columns], one under the other."""
+
+    names: list[str]
+    rows: list[int]
+    columns: int
+    has_bias: bool = False
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of the file's matrices."""
+        return [(count, self.columns) for count in self.rows]
+
+    @property
+    def biases(self) -> list[str]:
+        """The names of their biases."""
+        return [f"{name}.bias" for name in self.names] if self.has_bias else []
+
+
+def _matrices(config: ModelConfig) -> dict[str, _Matrix]:
+    """All matrices by their names in the decoder."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    found = {"embedding": _Matrix(["embedding"], [config.vocab_size], hidden)}
+    if not config.tie_embeddings:
+        found["head"] = _Matrix(["head"], [config.vocab_size], hidden)
+    for index in range(config.num_layers):
+        at = f"layers.{index}."
+        qkv, gate_up = [at + name for name in "qkv"], [at + "gate", at + "up"]
+        qkv_rows = [config.q_size, config.kv_size, config.kv_size]
+        found |= {
+            at + "qkv": _Matrix(qkv, qkv_rows, hidden, config.qkv_bias),
+            at + "output": _Matrix([at + "output"], [hidden], config.q_size, config.o_bias),
+            at + "gate_up": _Matrix(gate_up, [inner, inner], hidden, config.mlp_bias),
+            at + "down": _Matrix([at + "down"], [hidden], inner, config.mlp_bias),
+        }
+    return found
+
+
+def _norms(config: ModelConfig) -> dict[str, int]:
+    """The sizes of all norm weights by name."""
+    found = {"final_norm": config.hidden_size}
+    for index in range(config.num_layers):
+        at = f"layers.{index}."
+        names = ["attention_norm", "mlp_norm"]
+        if config.post_norms:
+            names += ["post_attention_norm", "post_mlp_norm"]
+        found |= {at + name: config.hidden_size for name in names}
+        if config.qk_norm:
+            found |= {at + name: config.head_dim for name in ("q_norm", "k_norm")}
+    return found
 
 
 @dataclass
@@ -124,20 +207,45 @@ class _Builder:
         self.dtype = dtype
         self.device = device
         self.keep_quantised = keep_quantised
+        self._matrices = _matrices(config)
         self._pages = HugePages()
         self._reads: list[_Read] = []
+
+    def check(self) -> int:
+        """Checks all tensors against the file's table; returns the bytes that the model will take."""
+        config, total = self.config, 0
+        for matrix in self._matrices.values():
+            for name, shape in zip(matrix.names, matrix.shapes, strict=True):
+                self.source.expect(name, shape)
+            for name, count in zip(matrix.biases, matrix.rows if matrix.has_bias else (), strict=True):
+                self.source.expect(name, (count,))
+            rows, form = sum(matrix.rows), self._form(matrix)
+            if form is None:
+                total += rows * matrix.columns * self.dtype.itemsize
+            else:
+                total += PackedWeight.num_bytes_of(form, rows, matrix.columns)
+            total += rows * self.dtype.itemsize if matrix.has_bias else 0
+        for name, size in _norms(config).items():
+            self.source.expect(name, (size,))
+        return total + config.max_position * config.head_dim * torch.float32.itemsize
 
     def lay_out(self) -> DecoderModel:
         """The model with its norms read and its matrices unfilled."""
         config = self.config
-        embedding = self._matrix(["embedding"], [config.vocab_size], config.hidden_size)
-        head = embedding
-        if not config.tie_embeddings:
-            head = self._matrix(["head"], [config.vocab_size], config.hidden_size)
+        embedding = self._matrix(self._matrices["embedding"])
+        head = embedding if config.tie_embeddings else self._matrix(self._matrices["head"])
         layers = [self._layer(index) for index in range(config.num_layers)]
         final_norm = self._norm("final_norm")
         rope = build_rope(config.rope, config.head_dim, config.max_position, self.device)
-        return DecoderModel(config, embedding, layers, final_norm, _projection(head, None), rope)
+        return DecoderModel(
+            config,
+            embedding,
+            layers,
+            final_norm,
+            _projection(head, None),
+            rope,
+            kv_scales=self.source.kv_scales(config, self.device),
+        )
 
     def fill(self, progress: bool) -> None:
         """Reads all matrices into their places; raises what a read has raised."""
@@ -162,39 +270,41 @@ class _Builder:
 
     def _layer(self, index: int) -> Layer:
         config, at = self.config, f"layers.{index}."
-        hidden, inner = config.hidden_size, config.intermediate_size
-        qkv_rows = [config.q_size, config.kv_size, config.kv_size]
         return Layer(
             attention_norm=self._norm(at + "attention_norm"),
-            qkv=self._linear(at, ["q", "k", "v"], qkv_rows, hidden, config.qkv_bias),
-            output=self._linear(at, ["output"], [hidden], config.q_size, config.o_bias),
+            qkv=self._linear(at + "qkv"),
+            output=self._linear(at + "output"),
             mlp_norm=self._norm(at + "mlp_norm"),
-            gate_up=self._linear(at, ["gate", "up"], [inner, inner], hidden, config.mlp_bias),
-            down=self._linear(at, ["down"], [hidden], inner, config.mlp_bias),
+            gate_up=self._linear(at + "gate_up"),
+            down=self._linear(at + "down"),
             window=config.sliding_window(index),
             head_norm=self._head_norm(at) if config.qk_norm else None,
             post_attention_norm=self._norm(at + "post_attention_norm") if config.post_norms else None,
             post_mlp_norm=self._norm(at + "post_mlp_norm") if config.post_norms else None,
         )
 
-    def _linear(self, at: str, names: list[str], rows: list[int], columns: int, bias: bool) -> Projection:
-        weight = self._matrix([at + name for name in names], rows, columns)
-        biases = [f"{at}{name}.bias" for name in names]
-        return _projection(weight, self._tensor(biases, [(count,) for count in rows]) if bias else None)
+    def _linear(self, name: str) -> Projection:
+        matrix = self._matrices[name]
+        bias = self._tensor(matrix.biases, [(count,) for count in matrix.rows]) if matrix.has_bias else None
+        return _projection(self._matrix(matrix), bias)
 
-    def _matrix(self, names: list[str], rows: list[int], columns: int) -> Tensor | PackedWeight:
-        """Room for matrices, one under the other, each to be read into its part."""
-        shapes = [(count, columns) for count in rows]
-        for name, shape in zip(names, shapes, strict=True):
-            self.source.expect(name, shape)
-        forms = {self.source.form(name) if self.keep_quantised else None for name in names}
-        form = form_of(forms, columns, self.dtype, self.device)
+    def _form(self, matrix: _Matrix) -> str | None:
+        """How the matrix is packed; None: it becomes a tensor."""
+        return form_of(self._file_forms(matrix), matrix.columns, self.dtype, self.device)
+
+    def _file_forms(self, matrix: _Matrix) -> set[str | None]:
+        """The forms of its parts in the file, None for one that may not or cannot stay as it is."""
+        return {self.source.form(name) if self.keep_quantised else None for name in matrix.names}
+
+    def _matrix(self, matrix: _Matrix) -> Tensor | PackedWeight:
+        """Room for the file's matrices, each to be read into its part."""
+        form = self._form(matrix)
         if form is None:
-            return self._tensor(names, shapes)
-        weight = PackedWeight(form, sum(rows), columns, self.dtype, self._pages)
+            return self._tensor(matrix.names, matrix.shapes)
+        weight = PackedWeight(form, sum(matrix.rows), matrix.columns, self.dtype, self._pages)
+        pack = self._pack if form in self._file_forms(matrix) else self._pack_numbers
         first_row = 0
-        for name, shape in zip(names, shapes, strict=True):
-            pack = self._pack if form in forms else self._pack_numbers
+        for name, shape in zip(matrix.names, matrix.shapes, strict=True):
             self._reads.append(_Read(math.prod(shape), partial(pack, name, shape, weight, first_row)))
             first_row += shape[0]
         return weight
@@ -213,8 +323,6 @@ class _Builder:
 
     def _tensor(self, names: list[str], shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """Room for tensors of these shapes, one under the other, each to be read into its part."""
-        for name, shape in zip(names, shapes, strict=True):
-            self.source.expect(name, shape)
         rows = [shape[0] for shape in shapes]
         target = torch.empty((sum(rows), *shapes[0][1:]), dtype=self.dtype, device=self.device)
         for name, part in zip(names, torch.split(target, rows), strict=True):
@@ -232,7 +340,6 @@ class _Builder:
         return HeadNorm(torch.cat([q, k]), config.rms_norm_eps)
 
     def _norm_weight(self, name: str, size: int) -> Tensor:
-        self.source.expect(name, (size,))
         weight = torch.empty(size, dtype=torch.float32, device=self.device)
         self.source.read_into(name, weight)
         return weight

@@ -12,9 +12,12 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 NO_LIMIT = 1 << 60  # what version 1 of control groups says for none is near 2^63
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that this process may still take on `device`; None if the system doesn't say."""
-    return gpu_bytes(device)[0] if device.type == "cuda" else free_host_bytes()
+def free_bytes(device: torch.device, with_swap: bool = False) -> int | None:
+    """Bytes that this process may still take on `device`; None if the system doesn't say.
+
+    `with_swap` adds what a CPU's system can still put on disk.
+    """
+    return gpu_bytes(device)[0] if device.type == "cuda" else free_host_bytes(with_swap)
 
 
 def gpu_bytes(device: torch.device) -> tuple[int, int]:
@@ -24,13 +27,15 @@ def gpu_bytes(device: torch.device) -> tuple[int, int]:
     return free + unused, total
 
 
-def free_host_bytes() -> int | None:
+def free_host_bytes(with_swap: bool = False) -> int | None:
     """What the system has available, within what the limits of this process's control groups leave.
 
     Contents of files that memory holds count as available: they can go.
     """
     rooms = [_cgroup_room(folder) for folder in _cgroups()]
-    rooms.append(_numbers(MEMINFO).get("MemAvailable:"))
+    system = _numbers(MEMINFO)
+    if (available := system.get("MemAvailable:")) is not None:
+        rooms.append(available + (system.get("SwapFree:", 0) if with_swap else 0))
     known = [room for room in rooms if room is not None]
     return max(0, min(known)) if known else None
 

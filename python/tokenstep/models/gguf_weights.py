@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -94,6 +95,10 @@ class GgufWeights:
     def release(self, name: str) -> None:
         """See TensorSource."""
         self._file.release(self._file.tensors[gguf_name(name)])
+
+    def kv_scales(self, config: ModelConfig, device: torch.device) -> None:
+        """See TensorSource: GGUF has no place for them."""
+        return
 
     def _is_interleaved(self, name: str) -> bool:
         return self._interleaved_qk and name.removesuffix(".bias").endswith((".q", ".k"))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tokenstep.models.config import ModelConfig
 from tokenstep.models.errors import ModelFileError, UnsupportedConfig
-from tokenstep.models.fields import one_of
+from tokenstep.models.fields import one_of, shown
+from tokenstep.models.kv_cache import KVScales
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,6 +45,8 @@ POST_NORM_NAMES = LAYER_NAMES | {
     "mlp_norm": "pre_feedforward_layernorm",
     "post_mlp_norm": "post_feedforward_layernorm",
 }
+KV_SCALE = re.compile(r"model\.layers\.(\d+)\.self_attn\.(?:[kv]_proj\.)?([kv])_scale")
+"""Of a float8_e4m3 cache: as llm-compressor and ModelOpt write them."""
 IGNORED = ("rotary_emb.inv_freq",)  # buffers of old checkpoints
 DTYPES = ("F32", "F16", "BF16", "F64")
 
@@ -62,7 +68,9 @@ class HfWeights:
         self._files = [_open(path) for path in weight_files(folder)]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
         ignored = {name for name in self._where if name.endswith(IGNORED)}
-        self._unexpected = set(self._where) - ignored - ({NAMES["head"]} if tied else set())
+        scales = {name: match for name in self._where if (match := KV_SCALE.fullmatch(name))}
+        self._kv_scales = {(int(match[1]), match[2]): name for name, match in scales.items()}
+        self._unexpected = set(self._where) - ignored - set(scales) - ({NAMES["head"]} if tied else set())
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """See TensorSource."""
@@ -100,6 +108,28 @@ class HfWeights:
 
     def release(self, name: str) -> None:
         """See TensorSource: tensors are read, not mapped."""
+
+    def kv_scales(self, config: ModelConfig, device: torch.device) -> KVScales | None:
+        """See TensorSource: one value a layer, or one a KV head, under the names of `KV_SCALE`."""
+        if not self._kv_scales:
+            return None
+        rows: dict[str, list[Tensor]] = {"k": [], "v": []}
+        for layer in range(config.num_layers):
+            for kind, found in rows.items():
+                name = self._kv_scales.get((layer, kind))
+                if name is None:
+                    raise ModelFileError(
+                        f"tokenstep.load: {self.source}: layer {layer} has no {kind}_scale, others have one"
+                    )
+                values = self._where[name].get_tensor(name).float().flatten()
+                fits = values.numel() in (1, config.num_kv_heads)
+                if not fits or not (values.isfinite() & (values > 0)).all():
+                    raise ModelFileError(
+                        f"tokenstep.load: {self.source}: {name} = {shown(values.tolist())}, expected 1 or"
+                        f" {config.num_kv_heads} finite numbers above 0"
+                    )
+                found.append(values.expand(config.num_kv_heads))
+        return KVScales(*(torch.stack(found).to(device) for found in rows.values()))
 
     def unexpected(self) -> Iterable[str]:
         """See TensorSource."""

@@ -41,11 +41,16 @@ class PackedWeight:
     __slots__ = ("_matrix", "dtype", "form", "num_bytes", "shape")
 
     def __init__(self, form: str, rows: int, columns: int, dtype: torch.dtype, pages: HugePages) -> None:
-        self.num_bytes: int = _native.cpu.PackedMatrix.num_bytes_of(form, rows, columns)
+        self.num_bytes = self.num_bytes_of(form, rows, columns)
         self._matrix = _native.cpu.PackedMatrix(form, rows, columns, pages.take(self.num_bytes))
         self.form = form
         self.shape = (rows, columns)
         self.dtype = dtype
+
+    @staticmethod
+    def num_bytes_of(form: str, rows: int, columns: int) -> int:
+        """What such a matrix takes."""
+        return int(_native.cpu.PackedMatrix.num_bytes_of(form, rows, columns))
 
     @property
     def device(self) -> torch.device:
