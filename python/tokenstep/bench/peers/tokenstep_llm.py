@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import tokenstep
+from tokenstep.models.kv_cache import kv_bytes_per_token
 from tokenstep.threads import let_idle_threads_sleep
 
 
@@ -19,16 +20,23 @@ class Peer:
         torch.set_num_threads(options["threads"])
         self._llm = tokenstep.LLM(
             options["model"],
-            device="cpu",
+            device=options["device"],
             dtype=options["dtype"],
+            weights=options["weights"],
             max_batch=options["max_batch"],
             kv_tokens=options["max_batch"] * options["max_length"],
             progress=False,
         )
 
     def describe(self) -> dict[str, Any]:
-        """Versions, and how the weights are held."""
-        return {"version": tokenstep.__version__, "details": self._llm.system_fingerprint}
+        """Versions, how the weights are held, and the bytes that a step must read."""
+        runner = self._llm.service.engine.runner
+        return {
+            "version": tokenstep.__version__,
+            "details": self._llm.system_fingerprint,
+            "read_bytes": runner.model.read_bytes,
+            "kv_bytes_per_token": kv_bytes_per_token(runner.model.config, runner.cache.dtype),
+        }
 
     def generate(
         self, prompts: list[list[int]], output_tokens: int, sampling: dict[str, float] | None

@@ -3,7 +3,9 @@
 MODULE is a file beside this one with a class `Peer`, OPTIONS a JSON object:
 
     model: a GGUF file or a folder.          threads: how many to compute on.
-    dtype: as `tokenstep.LLM` takes it.      max_batch, max_length: the largest case to come.
+    dtype, device, weights: as `tokenstep.LLM` takes them.
+    max_batch, max_length: the largest case to come.
+    lengths: for each length of prompt, the most tokens of prompt and output.
 
 The first line out comes once a token has been generated, and describes the implementation. Then each line in,
 ``{"prompts": [[id, …], …], "output_tokens": N, "sampling": {…} or null}``, is answered by
