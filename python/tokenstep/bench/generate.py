@@ -32,7 +32,7 @@ PARAMETERS = {
 
 TOKEN_IDS = range(1000, 20000)  # ordinary words in any vocabulary of this field
 PROMPT_TOKENS = 8
-CPU_COPY_BYTES = 256 << 20
+CPU_COPY_BYTES = 128 << 20
 FIRST_PROMPT = "The capital of Germany is"
 QUICK_START_S = 15.0  # what starts within it is started STARTS times
 STARTS = 3
