@@ -216,7 +216,10 @@ class TestMetrics:
         assert found["tokenstep_time_per_token_seconds_count"] == 22
         assert found["tokenstep_request_seconds_count"] == 1
         assert found["tokenstep_kv_blocks_used"] == found["tokenstep_requests_waiting"] == 0
-        assert found["tokenstep_kv_blocks"] == served.service.loop.stats().blocks_total
+        stats = served.service.loop.stats()
+        assert found["tokenstep_kv_blocks"] == stats.blocks_total
+        assert found["tokenstep_kv_tokens"] == stats.blocks_total * stats.block_size
+        assert found["tokenstep_kv_bytes"] == stats.cache_bytes > 0
         assert {"tokenstep_cached_tokens_total", "tokenstep_preemptions_total"} <= found.keys()
 
     def test_failures_are_counted_by_kind_and_requests_by_route_and_status(self) -> None:

@@ -1,7 +1,9 @@
 """The dense pieces of the decoder: projection, norm, gate, soft cap. Everything dense goes through `Linear`.
 
 A library's matrix product chooses its kernel by the number of rows, so that a value's last bits may depend on
-what else is computed with it. Where they must not, products are made in tiles of `TILE_ROWS` rows.
+what else is computed with it. Where they must not, products are made in tiles of `TILE_ROWS` rows, one call
+each: shape, dtype and alignment, by which cuBLAS and oneDNN choose, are then always the same. (Alignment is
+where columns come in fours, since a tile then begins at a multiple of 256 bytes.)
 
 The rest is one operation of ours each on a CPU, where torch takes several and splits them between threads at
 places that depend on the number of rows; each row is computed alone, in float32, and rounded once. On a GPU
