@@ -20,7 +20,7 @@ from tokenstep.engine.memory import (
     default_gpu_tokens,
     largest_step,
 )
-from tokenstep.models import DecoderModel, KVCache, NotEnoughMemory, free_memory
+from tokenstep.models import DecoderModel, ForwardBatch, KVCache, NotEnoughMemory, free_memory
 from tokenstep.models.free_memory import free_host_bytes
 
 STATUS = Path("/proc/self/statm")
@@ -126,18 +126,27 @@ def test_the_largest_step_has_all_tokens_of_a_step_and_the_logits_of_a_batch(
     model = tiny_decoder(torch.bfloat16)
     if batch_invariant:
         model = model.as_batch_invariant()
-    seen: list[tuple[int, int]] = []
-    logits = DecoderModel.logits
-    monkeypatch.setattr(
-        DecoderModel, "logits", lambda self, hidden: seen.append(hidden.shape) or logits(self, hidden)
-    )
+    seen: list[tuple[int, ...]] = []
+    forward, logits = DecoderModel.forward, DecoderModel.logits
+
+    def note_tokens(self: DecoderModel, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        seen.append((len(batch.tokens), batch.max_query_len))
+        return forward(self, batch, cache)
+
+    def note_rows(self: DecoderModel, hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(hidden.shape))
+        return logits(self, hidden)
+
+    monkeypatch.setattr(DecoderModel, "forward", note_tokens)
+    monkeypatch.setattr(DecoderModel, "logits", note_rows)
     for config in (
         EngineConfig(max_batch=100, prefill_tokens=77),
         EngineConfig(max_batch=2, mixed_tokens=600),
     ):
         sampler = largest_step(model, tiny.VOCAB, config)()
         assert sampler.max_rows == max(config.max_batch, 64)
-    assert seen == [(100, tiny.HIDDEN), (64, tiny.HIDDEN)]
+    prompt = max(77, EngineConfig.mixed_tokens)
+    assert seen == [(prompt, prompt), (100, tiny.HIDDEN), (256, 256), (64, tiny.HIDDEN)]  # a whole context
 
 
 @pytest.fixture

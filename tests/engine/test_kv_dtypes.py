@@ -134,6 +134,20 @@ def test_codes_are_keys_divided_by_their_heads_scale(model: DecoderModel, name: 
         assert torch.equal(codes[0].float(), rounded)
 
 
+def test_each_layer_has_its_own_scales(model: DecoderModel) -> None:
+    ids = calibration_ids(model.config, 24)
+    caches = []
+    for factor in (1.0, 2.0):
+        k, v = (torch.full((2, KV_HEADS), 0.125) for _ in "kv")
+        k[1] *= factor
+        v[1] *= factor
+        caches.append(KVCache.allocate(model.config, 1, 24, torch.float8_e4m3fn, scales=KVScales(k, v)))
+        forward(model, caches[-1], ids)
+    for once, twice in ((caches[0].k, caches[1].k), (caches[0].v, caches[1].v)):
+        assert torch.equal(once[0].float(), twice[0].float())
+        assert torch.allclose(once[1].float() / 2, twice[1].float(), rtol=0, atol=2**-9)  # near 0
+
+
 @pytest.mark.parametrize(("name", "tolerance"), [("float8_e4m3", 0.25), ("int8", 0.08)])
 def test_the_model_with_a_quantised_cache_stays_close_to_itself(
     model: DecoderModel, name: str, tolerance: float
