@@ -38,14 +38,7 @@ class Quality:
 
 def log_probs(loaded: LoadedModel, ids: list[int], cache: KVCache) -> torch.Tensor:
     """Of the token after each of `ids`, float64 [len(ids), vocab_size]."""
-    batch = ForwardBatch(
-        tokens=torch.tensor(ids),
-        block_table=torch.zeros((1, 1), dtype=torch.int32),
-        seq_lens=torch.tensor([len(ids)], dtype=torch.int32),
-        query_start=torch.tensor([0, len(ids)], dtype=torch.int32),
-        max_query_len=len(ids),
-    )
-    logits = loaded.model.logits(loaded.model.forward(batch, cache))
+    logits = loaded.model.logits(loaded.model.forward(ForwardBatch.of_prompt(ids), cache))
     return logits[:, : loaded.tokenizer.vocab_size].double().log_softmax(-1)
 
 

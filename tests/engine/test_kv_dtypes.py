@@ -24,14 +24,7 @@ def model() -> DecoderModel:
 
 def forward(model: DecoderModel, cache: KVCache, ids: list[int]) -> torch.Tensor:
     """Final hidden states of one pass over `ids` in block 0."""
-    batch = ForwardBatch(
-        tokens=torch.tensor(ids),
-        block_table=torch.zeros((1, 1), dtype=torch.int32),
-        seq_lens=torch.tensor([len(ids)], dtype=torch.int32),
-        query_start=torch.tensor([0, len(ids)], dtype=torch.int32),
-        max_query_len=len(ids),
-    )
-    return model.forward(batch, cache)
+    return model.forward(ForwardBatch.of_prompt(ids), cache)
 
 
 @pytest.mark.parametrize(

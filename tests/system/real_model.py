@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import tokenstep as ts
 from tokenstep.completions.schema import Completion, CompletionChoice
@@ -43,12 +42,6 @@ def forward_logits(llm: ts.LLM, ids: list[int]) -> npt.NDArray[np.float64]:
     """Logits [len(ids), V] of one pass over `ids`, with a cache of its own."""
     model = llm.service.engine.runner.model
     cache = KVCache.allocate(model.config, 1, len(ids), model.dtype)
-    batch = ForwardBatch(
-        tokens=torch.tensor(ids),
-        block_table=torch.zeros((1, 1), dtype=torch.int32),
-        seq_lens=torch.tensor([len(ids)], dtype=torch.int32),
-        query_start=torch.tensor([0, len(ids)], dtype=torch.int32),
-        max_query_len=len(ids),
-    )
-    logits: npt.NDArray[np.float64] = model.logits(model.forward(batch, cache)).double().numpy()
+    hidden = model.forward(ForwardBatch.of_prompt(ids), cache)
+    logits: npt.NDArray[np.float64] = model.logits(hidden).double().numpy()
     return logits

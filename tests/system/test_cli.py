@@ -63,6 +63,27 @@ class TestInThisProcess:
         assert found is not None
         assert found.groups() == ("5", "5")
 
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            ("", (None, "auto", 0.9)),
+            ("--kv-tokens 96 --kv-cache-dtype int8 --gpu-memory-utilization 0.5", (96, "int8", 0.5)),
+        ],
+    )
+    def test_what_the_cache_is_like_reaches_the_model(
+        self, words: str, expected: tuple[Any, ...], llm: ts.LLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = ("kv_tokens", "kv_cache_dtype", "gpu_memory_utilization")
+        seen: list[tuple[Any, ...]] = []
+
+        def load(model: str, **options: Any) -> contextlib.AbstractContextManager[ts.LLM]:
+            seen.append(tuple(options[name] for name in names))
+            return contextlib.nullcontext(llm)
+
+        monkeypatch.setattr("tokenstep.llm.LLM", load)
+        assert main(["complete", GERMANY, "--max-tokens", "1", *words.split()]) == 0
+        assert seen == [expected]
+
     def test_json_is_the_response_object(self, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["complete", FLOWERS, "--json", "--max-tokens", "4", "--temperature", "0", "--logprobs", "2"]
         assert main([*words, "--echo"]) == 0
@@ -160,6 +181,11 @@ class TestInThisProcess:
         ("complete a --logit-bias x=5", "tokenstep complete: logit_bias = {'x': 5.0}: key 'x'"),
         ("complete a --device tpu", "tokenstep complete: argument --device: invalid choice: 'tpu'"),
         ("complete a --dtype int8", "tokenstep complete: argument --dtype: invalid choice: 'int8'"),
+        ("complete a --kv-cache-dtype fp8", "tokenstep complete: argument --kv-cache-dtype: invalid choice"),
+        (
+            "complete a --gpu-memory-utilization 1.5",
+            "tokenstep complete: argument --gpu-memory-utilization: 1.5: expected more than 0 and at most 1",
+        ),
         ("complete a --nonsense", "tokenstep: unrecognized arguments: --nonsense"),
         ("complete a -n 2 --stream", "tokenstep complete: --stream: 2 texts would mix"),
         ("complete a --model nowhere.gguf", "tokenstep complete: tokenstep.load: model = 'nowhere.gguf'"),

@@ -136,14 +136,7 @@ def largest_step(model: DecoderModel, vocab_size: int, config: EngineConfig) -> 
     rows = max(config.max_batch, SCORED_ROWS)
     # one block serves as all of them: what the keys are doesn't matter
     cache = KVCache.allocate(model.config, 1, config.block_size, model.dtype, device)
-    width = -(-count // config.block_size)
-    batch = ForwardBatch(
-        tokens=torch.zeros(count, dtype=torch.int64, device=device),
-        block_table=torch.zeros((1, width), dtype=torch.int32, device=device),
-        seq_lens=torch.tensor([count], dtype=torch.int32, device=device),
-        query_start=torch.tensor([0, count], dtype=torch.int32, device=device),
-        max_query_len=count,
-    )
+    batch = ForwardBatch.of_prompt([0] * count, -(-count // config.block_size), device)
 
     def step() -> Sampler:
         hidden = model.forward(batch, cache)

@@ -6,6 +6,7 @@ and v come from one projection, gate and up from another, so that each weight is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,20 @@ class ForwardBatch:
     max_query_len: int = 1
     logit_rows: Tensor | None = None
     adapters: AdapterRows | None = None
+
+    @classmethod
+    def of_prompt(
+        cls, tokens: Sequence[int], num_blocks: int = 1, device: torch.device | str = "cpu"
+    ) -> ForwardBatch:
+        """One sequence from its beginning, alone in a cache: all its `num_blocks` blocks are block 0."""
+        count = len(tokens)
+        return cls(
+            tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
+            block_table=torch.zeros((1, num_blocks), dtype=torch.int32, device=device),
+            seq_lens=torch.tensor([count], dtype=torch.int32, device=device),
+            query_start=torch.tensor([0, count], dtype=torch.int32, device=device),
+            max_query_len=count,
+        )
 
 
 @dataclass

@@ -44,15 +44,7 @@ def calibrate(
     config, device = model.config, model.device
     count = min(num_tokens, config.max_position)
     cache = KVCache.allocate(config, 1, count, model.dtype, device)
-    batch = ForwardBatch(
-        tokens=torch.tensor(calibration_ids(config, count), device=device),
-        block_table=torch.zeros((1, 1), dtype=torch.int32, device=device),
-        seq_lens=torch.tensor([count], dtype=torch.int32, device=device),
-        query_start=torch.tensor([0, count], dtype=torch.int32, device=device),
-        max_query_len=count,
-        logit_rows=torch.tensor([count - 1], device=device),
-    )
-    model.forward(batch, cache)
+    model.forward(ForwardBatch.of_prompt(calibration_ids(config, count), device=device), cache)
 
     def scales(layers: list[Tensor]) -> Tensor:
         largest = torch.stack([layer.abs().amax(dim=(0, 1, 3)).float() for layer in layers])
