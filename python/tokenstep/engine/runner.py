@@ -104,9 +104,7 @@ class Runner:
         if not pairs:
             return
         sources, copies = torch.tensor(pairs, device=self.device).unbind(1)
-        for layers in (self.cache.k, self.cache.v):
-            for layer in layers:
-                layer[copies] = layer[sources]
+        self.cache.copy_blocks(sources, copies)
 
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
         """Computes `pieces` in one pass; returns hidden states [sum of num_rows, hidden_size].

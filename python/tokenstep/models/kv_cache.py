@@ -124,6 +124,13 @@ class KVCache:
         """What keys and values take once all of them are written."""
         return sum(layer.nbytes for layers in (self.k, self.v) for layer in layers)
 
+    def copy_blocks(self, sources: Tensor, copies: Tensor) -> None:
+        """Copies blocks of all layers; int64 [N] each, no block both a source and a copy."""
+        for layers in (self.k, self.v):
+            for layer in layers:
+                codes = layer.view(torch.uint8) if layer.itemsize == 1 else layer  # float8 has few operations
+                codes[copies] = codes[sources]
+
     def layer_scales(self, index: int) -> tuple[Tensor | None, Tensor | None]:
         """Scales [num_kv_heads] of the keys and values of a layer."""
         if self.scales is None:

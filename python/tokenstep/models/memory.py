@@ -16,7 +16,8 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device 
     """Zeros. On a CPU the system provides a page when it is first written; `torch.zeros` writes them all."""
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or not size:
-        return torch.zeros(shape, dtype=dtype, device=device)
+        plain = torch.uint8 if dtype.itemsize == 1 else dtype  # float8 has few operations
+        return torch.zeros(shape, dtype=plain, device=device).view(dtype)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
