@@ -78,7 +78,7 @@ table() {
 }
 
 kernels() {
-  run tests 75 "${tests[@]}" tests/cuda --ignore tests/cuda/test_generate_gpu.py tests/simt/test_sample*.py
+  run tests 75 "${tests[@]}" tests/cuda/test_[as]*_gpu.py tests/simt/test_sample*.py
   run tests-attention 50 "${tests[@]}" tests/simt/test_a*.py tests/simt/test_merge*.py
   if command -v compute-sanitizer > /dev/null; then
     few="each_way_through_the_kernel and solo1 and (top_k or greedy)"
@@ -109,7 +109,7 @@ kernels() {
 
 # Models of published shapes with random weights: no files are needed, and none are written.
 engine() {
-  run tests-engine 70 "${tests[@]}" tests/cuda/test_generate_gpu.py
+  run tests-engine 70 "${tests[@]}" tests/cuda/test_[eg]*_gpu.py
   generate=(generate --prefills 512 --rounds 3 --batches 1,8,64 --output-tokens 64)
   bench generate-1B 55 "${generate[@]}" --shape Llama-3.2-1B --peers transformers --budget 30
   bench generate-8B 85 "${generate[@]}" --shape Llama-3.1-8B --peers transformers --budget 50

@@ -44,20 +44,20 @@ def arguments(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return {"model": str(write_shape(request.param, folder)), "weights": "random"}
 
 
-@pytest.fixture(scope="module", params=["auto", "float8_e4m3", "int8"])
+@pytest.fixture(scope="module", params=["auto", "int8"])
 def invariant(request: pytest.FixtureRequest, arguments: dict[str, str]) -> Iterator[ts.LLM]:
     options = {"max_batch": 64, "kv_tokens": 64 * 160, "kv_cache_dtype": request.param}
     with ts.LLM(**arguments, **options, device="cuda", batch_invariant=True, progress=False) as llm:
         yield llm
 
 
-@pytest.mark.parametrize("others", [1, 2, 7, 31, 32, 33, 63])
+@pytest.mark.parametrize("others", [1, 7, 32, 63])
 def test_a_seeded_request_has_the_same_bits_alone_and_in_any_batch(invariant: ts.LLM, others: int) -> None:
     mine = prompt(0, 70)
     alone = invariant.complete(mine, **SEEDED)
     crowd = [prompt(number, 5 + number) for number in range(1, others + 1)]
     params = [SEEDED | {"seed": number} for number in range(others)]
-    for place in (0, others // 2, others):  # among those that come before and after it
+    for place in (0, others):  # the first in, and the last
         prompts = [*crowd[:place], mine, *crowd[place:]]
         together = invariant.generate(prompts, [*params[:place], SEEDED, *params[place:]])
         assert together[place].choices == alone.choices
