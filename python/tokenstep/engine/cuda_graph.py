@@ -1,4 +1,4 @@
-"""Capture of a step in a CUDA graph: all that the engine does on a GPU alone."""
+"""What the engine does on a GPU alone: the capture of a step in a CUDA graph, and the mark behind a copy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class GraphCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: tuple[int, int] | None = None
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
         """Runs `step` to warm up, captures it, and returns what replays it on torch's current stream.
@@ -26,15 +27,21 @@ class GraphCapture:
         Every tensor that `step` reads or writes and doesn't make itself must stay at its address.
         """
         with torch.cuda.device(self._device):
-            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            current, side = torch.cuda.current_stream(), self._side
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
                     step()
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # what other threads do on the GPU meanwhile is no part of it
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # "thread_local": what other threads do on a GPU meanwhile doesn't break it off
+            with torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"):
                 step()
-            self._pool = graph.pool()
         return graph.replay
+
+
+def mark(device: torch.device) -> torch.cuda.Event:
+    """An event behind all that torch's current stream of `device` has been given."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -162,7 +162,7 @@ class Engine:
                 continue
             if index is None:
                 self._drop(state)
-            elif (choice := state.choices.get(index)) and choice.output:
+            elif (choice := state.choices.get(index)) and choice.num_drawn:
                 self._finish(choice)
 
     def recover(self, error: BaseException) -> list[Output]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tokenstep.engine.cuda_graph import mark
 from tokenstep.engine.request import TokenLogprobs
 from tokenstep.sampling import SampleOutput
 
@@ -81,13 +83,13 @@ class Results:
 
     def __init__(self, max_batch: int, device: torch.device) -> None:
         size = _Layout(max_batch).num_bytes
-        is_cuda = device.type == "cuda"
+        pinned = device.type == "cuda"
         self._device = torch.zeros(size, dtype=torch.uint8, device=device)
-        self._hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(STEPS_UNREAD)]
-        self._arrived = [torch.cuda.Event() if is_cuda else None for _ in range(STEPS_UNREAD)]
+        self._hosts = deque(
+            torch.zeros(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(STEPS_UNREAD)
+        )
         self._layouts: dict[int, _Layout] = {}
         self._views: dict[tuple[int, int], SampleOutput] = {}  # by place in memory and rows
-        self._next = 0
 
     def out(self, size: int) -> SampleOutput:
         """What a step of `size` rows writes to; the same memory for all steps."""
@@ -95,13 +97,12 @@ class Results:
 
     def fetch(self, size: int, rows: int, top: int | None) -> Unread:
         """Sends the results of a step of `size` rows on their way; see `Unread` for the rest."""
-        index, self._next = self._next, (self._next + 1) % STEPS_UNREAD
-        host, arrived = self._hosts[index], self._arrived[index]
+        host = self._hosts[0]
+        self._hosts.rotate(-1)
         layout = self._layout(size)
         end = layout.head_bytes if top is None else layout.num_bytes
         host[:end].copy_(self._device[:end], non_blocking=True)
-        if arrived is not None:
-            arrived.record(torch.cuda.current_stream(self._device.device))
+        arrived = mark(self._device.device) if self._device.is_cuda else None
         return Unread(self._view(host, size), arrived, rows, top)
 
     def _view(self, memory: Tensor, size: int) -> SampleOutput:

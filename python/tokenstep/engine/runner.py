@@ -18,7 +18,7 @@ from tokenstep.engine.request import TokenLogprobs
 from tokenstep.engine.results import LogprobRows, Results, Unread
 from tokenstep.engine.sequence import Choice, Piece
 from tokenstep.engine.slots import SlotState, upload
-from tokenstep.models import AdapterRows, DecoderModel, ForwardBatch, KVCache, Workspace
+from tokenstep.models import AdapterRows, DecoderModel, ForwardBatch, KVCache, Span, Workspace
 from tokenstep.sampling import Sampler, SamplingParams, sample
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at the same time
@@ -158,8 +158,11 @@ class Runner:
         starts = [0]
         ends: list[int] = []
         drawn: list[tuple[int, int]] = []  # row, slot
-        for piece in pieces:
+        fresh: list[Span] = []
+        for index, piece in enumerate(pieces):
             choice, begin = piece.choice, piece.choice.num_computed
+            if not begin:
+                fresh.append(Span(index, len(tokens), len(tokens) + piece.count))
             if choice.is_decoding:
                 drawn.append((len(tokens), choice.slot))
                 tokens.append(0)
@@ -184,6 +187,7 @@ class Runner:
             max_query_len=max(piece.count for piece in pieces),
             logit_rows=None if len(rows) == len(tokens) else self._tensor(rows, torch.int64),
             adapters=self._adapter_rows((piece.choice, piece.count) for piece in pieces),
+            fresh=fresh,
         )
 
     def _adapter_rows(self, counts: Iterable[tuple[Choice, int]]) -> AdapterRows | None:
