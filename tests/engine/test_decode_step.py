@@ -116,7 +116,7 @@ def test_in_steady_decode_the_host_sends_nothing_but_new_blocks_and_no_buffer_mo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = tiny_engine()
-    steady(engine, wanted())
+    steady(engine, wanted(max_tokens=40))
     sent: list[tuple[int, ...]] = []
     original = slots.stage
 
