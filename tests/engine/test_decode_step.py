@@ -13,6 +13,8 @@ from tiny_decoder import tiny_decoder
 
 from tokenstep.engine import Engine, EngineConfig, Request, runner, slots
 from tokenstep.engine.decode_step import DecodeStep, padded_size
+from tokenstep.models import DecoderModel, LoraAdapter
+from tokenstep.models.lora import LowRank, make_adapter, projection_shape
 from tokenstep.sampling import SamplingParams
 
 SEEDED = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=4, logprobs=2)
@@ -83,6 +85,31 @@ def test_a_captured_step_gives_the_bits_of_one_that_is_called() -> None:
     assert run(engine, wanted(2)) == plain
     assert len(capture.steps) == len(engine.runner._steps) > 2
     assert capture.replays > 10
+
+
+def random_adapter(model: DecoderModel, seed: int) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    projections = {}
+    for layer, name in ((0, "q"), (0, "up"), (1, "v"), (1, "down")):
+        rows, columns = projection_shape(model.config, name)
+        a, b = torch.randn((3, columns), generator=generator), torch.randn((rows, 3), generator=generator)
+        projections[layer, name] = LowRank(a / columns**0.5, b)
+    return make_adapter(bytes([seed]), model.config, projections, in_tiles=True)
+
+
+def test_adapters_come_and_go_in_places_of_the_same_step() -> None:
+    records = []
+    for reads_late in (False, True):
+        engine, capture = tiny_engine(reads_late=reads_late), FakeCapture()
+        engine.runner._capture = capture if reads_late else None
+        adapters = [None, *(random_adapter(engine.runner.model, seed) for seed in (1, 2))]
+        requests = wanted()
+        for index, request in enumerate(requests):
+            request.adapter = adapters[index % 3]
+        records.append(run(engine, requests))
+        assert bool(capture.replays) == reads_late  # at the end of the one without an adapter
+    assert records[0] == records[1]
+    assert records[0] != run(tiny_engine(), wanted())
 
 
 def test_running_a_step_with_idle_places_alone_changes_nothing() -> None:

@@ -17,7 +17,11 @@ HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM = 48, 1000, 4, 2, 16
 
 
 def tiny_decoder(
-    dtype: torch.dtype, activation: str = "silu", softcap: float | None = None, form: str | None = None
+    dtype: torch.dtype,
+    activation: str = "silu",
+    softcap: float | None = None,
+    form: str | None = None,
+    device: str = "cpu",
 ) -> DecoderModel:
     """With a form, all matrices but the embedding are packed in it, and have multiples of 32 columns."""
     hidden, inner = (HIDDEN, INNER) if form is None else (64, 992)
@@ -41,7 +45,7 @@ def tiny_decoder(
     generator = torch.Generator().manual_seed(5)
 
     def random(*shape: int) -> torch.Tensor:
-        return (2 * torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
+        return (2 * torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype).to(device)
 
     def linear(rows: int, columns: int, bias: bool = False) -> Projection:
         weight, added = random(rows, columns), random(rows) if bias else None
@@ -52,7 +56,7 @@ def tiny_decoder(
         return PackedLinear(packed, added)
 
     def norm() -> RMSNorm:
-        return RMSNorm(1 + 0.1 * torch.randn(hidden, generator=generator), 1e-5, dtype)
+        return RMSNorm((1 + 0.1 * torch.randn(hidden, generator=generator)).to(device), 1e-5, dtype)
 
     layers = [
         Layer(
@@ -66,5 +70,5 @@ def tiny_decoder(
         )
         for index in range(2)
     ]
-    rope = build_rope(config.rope, HEAD_DIM, config.max_position, torch.device("cpu"))
+    rope = build_rope(config.rope, HEAD_DIM, config.max_position, torch.device(device))
     return DecoderModel(config, random(VOCAB, hidden), layers, norm(), linear(VOCAB, hidden), rope)

@@ -71,7 +71,8 @@ class Engine:
         self.model_length = model.config.max_position
         self.max_length = min(self.model_length, num_blocks * config.block_size)
         self.counters = Counters()
-        self.reads_late = model.device.type == "cuda" if config.reads_late is None else config.reads_late
+        on_gpu = model.device.type == "cuda"
+        self.reads_late = on_gpu if config.reads_late is None else config.reads_late
         self.runner = Runner(
             model,
             self.vocab_size,
@@ -79,7 +80,8 @@ class Engine:
             num_blocks=num_blocks,
             block_size=config.block_size,
             max_tokens=self.max_length,
-            pads=self.reads_late,
+            pads=on_gpu or self.reads_late,
+            captures=on_gpu and config.cuda_graphs,
         )
         self.scheduler = Scheduler(config, num_blocks, self.runner, self.counters)
         self._num_added = 0

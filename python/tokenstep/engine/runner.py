@@ -36,7 +36,8 @@ class Runner:
         num_blocks: blocks of the KV cache.
         block_size: tokens in a block.
         max_tokens: tokens of the longest sequence.
-        pads: decoding batches have one of few sizes, with idle places; on a GPU they do in any case.
+        pads: decoding batches have one of few sizes, with idle places.
+        captures: a decode step is captured in a CUDA graph.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Runner:
         block_size: int,
         max_tokens: int,
         pads: bool = False,
+        captures: bool = False,
     ) -> None:
         self.model = model
         self.device = model.device
@@ -57,8 +59,8 @@ class Runner:
         self._workspace = Workspace(model.config, model.dtype, model.device)
         self._max_batch = max_batch
         self._block_size = block_size
-        self._pads = pads or self.device.type == "cuda"
-        self._capture: Capture | None = GraphCapture(self.device) if self.device.type == "cuda" else None
+        self._pads = pads
+        self._capture: Capture | None = GraphCapture(self.device) if captures else None
         self.state = SlotState(max_batch, -(-max_tokens // block_size), self.device)
         self.sampler = self._new_sampler()
         self._results = Results(max_batch, self.device)
