@@ -29,6 +29,31 @@ def padded_size(count: int, max_batch: int) -> int:
     return min(-(-count // FULL_OCTAVE) * FULL_OCTAVE, max_batch)
 
 
+class Places:
+    """The inputs of decode steps: a step of B places has the first B, so that steps of all sizes share them.
+
+    Args:
+        state: of the slots that are put in the places.
+
+    Attributes:
+        rows: int32 [max_batch], the slot in each place.
+        slots: the same, int64.
+        grows: int32 [max_batch], tokens that each place computes: 1, or 0 for an idle one.
+        tokens: int64 [max_batch].
+        seq_lens: int32 [max_batch].
+        block_table: int32 [max_batch, max_blocks].
+    """
+
+    def __init__(self, state: SlotState) -> None:
+        device, max_batch = state.lengths.device, state.max_batch
+        self.rows = torch.zeros(max_batch, dtype=torch.int32, device=device)
+        self.slots = torch.zeros(max_batch, dtype=torch.int64, device=device)
+        self.grows = torch.zeros(max_batch, dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(max_batch, dtype=torch.int64, device=device)
+        self.seq_lens = torch.zeros(max_batch, dtype=torch.int32, device=device)
+        self.block_table = torch.zeros_like(state.tables[:max_batch])
+
+
 class DecodeStep:
     """Computes the next token of up to `size` sequences.
 
@@ -38,6 +63,7 @@ class DecodeStep:
         vocab_size: the first ids of the model, which may be drawn.
         cache: the KV cache.
         state: what it advances.
+        places: its inputs.
         sampler: has a row for each slot of `state`, idle ones too.
         results: where the drawn tokens go.
         room: for what a pass computes in between.
@@ -45,7 +71,7 @@ class DecodeStep:
 
     Attributes:
         size: places.
-        batch: its inputs of the model.
+        batch: what the model computes.
         rows: int32 [size], the slot in each place.
     """
 
@@ -56,12 +82,12 @@ class DecodeStep:
         vocab_size: int,
         cache: KVCache,
         state: SlotState,
+        places: Places,
         sampler: Sampler,
         results: Results,
         room: Workspace,
         capture: Capture | None = None,
     ) -> None:
-        device = state.lengths.device
         self.size = size
         self._model = model
         self._vocab_size = vocab_size
@@ -70,19 +96,15 @@ class DecodeStep:
         self._sampler = sampler
         self._room = room
         self._out = results.out(size)
-        self.rows = torch.zeros(size, dtype=torch.int32, device=device)
-        self._slots = torch.zeros(size, dtype=torch.int64, device=device)
-        self._grows = torch.zeros(size, dtype=torch.int32, device=device)  # 1, or 0 for an idle place
-        self.batch = ForwardBatch(
-            tokens=torch.zeros(size, dtype=torch.int64, device=device),
-            block_table=torch.zeros((size, state.tables.shape[1]), dtype=torch.int32, device=device),
-            seq_lens=torch.zeros(size, dtype=torch.int32, device=device),
-        )
+        self.rows = places.rows[:size]
+        self._slots = places.slots[:size]
+        self._grows = places.grows[:size]
+        self.batch = ForwardBatch(places.tokens[:size], places.block_table[:size], places.seq_lens[:size])
         self.place([])
-        self._run = self._compute if capture is None else capture(self._compute)
+        self._replay = None if capture is None else capture(self._compute)
 
     def place(self, slots: Sequence[int], adapters: AdapterRows | None = None) -> None:
-        """Whose tokens the next steps compute; places that are left are idle.
+        """Whose tokens the next steps compute, until another step's places are taken; the rest is idle.
 
         `adapters`: what changes the model in these places. A step with adapters isn't captured.
         """
@@ -94,10 +116,10 @@ class DecodeStep:
 
     def run(self) -> None:
         """Computes a step; on a GPU has it computed, and returns at once."""
-        if self.batch.adapters is None:
-            self._run()
-        else:
+        if self._replay is None or self.batch.adapters is not None:
             self._compute()
+        else:
+            self._replay()
 
     @torch.inference_mode()
     def _compute(self) -> None:

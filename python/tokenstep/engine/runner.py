@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenstep.engine.block_manager import BlockTable
 from tokenstep.engine.cuda_graph import GraphCapture
-from tokenstep.engine.decode_step import Capture, DecodeStep, padded_size
+from tokenstep.engine.decode_step import Capture, DecodeStep, Places, padded_size
 from tokenstep.engine.request import TokenLogprobs
 from tokenstep.engine.results import LogprobRows, Results, Unread
 from tokenstep.engine.sequence import Choice, Piece
@@ -62,6 +62,7 @@ class Runner:
         self._pads = pads
         self._capture: Capture | None = GraphCapture(self.device) if captures else None
         self.state = SlotState(max_batch, -(-max_tokens // block_size), self.device)
+        self._places = Places(self.state)
         self.sampler = self._new_sampler()
         self._results = Results(max_batch, self.device)
         self._trial_sampler = Sampler(1, vocab_size)
@@ -146,6 +147,7 @@ class Runner:
                 self.vocab_size,
                 self.cache,
                 self.state,
+                self._places,
                 self.sampler,
                 self._results,
                 self._workspace,
