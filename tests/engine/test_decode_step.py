@@ -11,7 +11,7 @@ from test_batch_invariance import PROMPTS, run
 from tiny_decoder import VOCAB as TINY_VOCAB
 from tiny_decoder import tiny_decoder
 
-from tokenstep.engine import Engine, EngineConfig, Request, runner, slots
+from tokenstep.engine import Engine, EngineConfig, Request, TokenOutput, runner, slots
 from tokenstep.engine.decode_step import DecodeStep, padded_size
 from tokenstep.models import DecoderModel, LoraAdapter
 from tokenstep.models.lora import LowRank, make_adapter, projection_shape
@@ -124,6 +124,26 @@ def test_running_a_step_with_idle_places_alone_changes_nothing() -> None:
             step.run()
     for tensor, old in zip(tensors, before, strict=True):
         assert torch.equal(tensor, old)
+
+
+def test_choices_that_come_back_to_other_slots_are_placed_anew() -> None:
+    engine, expected = tiny_engine(), tiny_engine()
+    steady(engine, wanted()[:2])
+    engine._settle()
+    first, second = engine.scheduler.running
+    for choice in (first, second):
+        engine.runner.release(choice.slot)
+    first.slot, second.slot = second.slot, first.slot
+    for choice in (first, second):
+        engine.runner.admit(choice)
+        engine.runner.set_table(choice.slot, choice.table, 0)
+        choice.is_decoding = False
+    tokens = [[*choice.output] for choice in (first, second)]
+    while engine.has_work:
+        for output in engine.step():
+            if isinstance(output, TokenOutput):
+                tokens[output.request is second.state.request].append(output.token)
+    assert tokens == [[entry[0] for entry in record[0]] for record in run(expected, wanted()[:2])]
 
 
 @pytest.mark.parametrize("count", [3, 5, 11])
