@@ -130,6 +130,7 @@ def test_choices_that_come_back_to_other_slots_are_placed_anew() -> None:
     engine, expected = tiny_engine(), tiny_engine()
     steady(engine, wanted()[:2])
     engine._settle()
+    engine._take_outputs()
     first, second = engine.scheduler.running
     for choice in (first, second):
         engine.runner.release(choice.slot)
