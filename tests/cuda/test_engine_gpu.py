@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
+pytest.importorskip("tokenizers", reason="needs the extra engine")
+
 import torch
 from test_batch_invariance import PROMPTS, requests, run
 from tiny_decoder import VOCAB, tiny_decoder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from gguf import GGMLQuantizationType, quants
 
 from tokenstep.models import DecoderModel, ModelConfig, RopeConfig
 from tokenstep.models.decoder import Layer
@@ -51,6 +50,8 @@ def tiny_decoder(
         weight, added = random(rows, columns), random(rows) if bias else None
         if form is None:
             return Linear(weight, added)
+        from gguf import GGMLQuantizationType, quants
+
         packed = PackedWeight(form, rows, columns, dtype, HugePages())
         packed.pack(quants.quantize(weight.float().numpy(), GGMLQuantizationType[form.upper()]))
         return PackedLinear(packed, added)

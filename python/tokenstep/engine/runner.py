@@ -80,8 +80,7 @@ class Runner:
 
     def admit(self, choice: Choice) -> None:
         """Sets up the row `choice.slot` for `choice`, which goes on after its output."""
-        request = choice.state.request
-        self.sampler.admit(choice.slot, request.choices[choice.index], request.prompt, choice.output)
+        self.sampler.admit(choice.slot, choice.params, choice.state.request.prompt, choice.output)
         self.state.set_length(choice.slot, choice.num_computed)
         self._placed = None, []
 
