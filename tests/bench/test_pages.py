@@ -1,0 +1,109 @@
+"""What the pages and plots say is what the kept results say."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from tokenstep.bench.plot import PICTURES, STYLE, digest, drawn_from, plot
+from tokenstep.bench.report import FLOOR, OURS, Report
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+pages = importlib.import_module("pages")
+load = Report.load
+RESULTS = sorted(pages.RESULTS.rglob("*.json"))
+DRAWN = [file for file in RESULTS if load(file).bench in PICTURES]
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_a_page_has_the_tables_that_the_results_give(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- results: " in text
+    assert pages.filled(text) == text, "run python bench/pages.py"
+
+
+def test_every_plot_was_drawn_from_the_results_beside_it():
+    assert pages.stale_pictures() == [], "run python bench/pages.py"
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)
+def test_every_file_of_results_is_shown_with_its_machine_date_and_commit(file):
+    [text] = [page.read_text(encoding="utf-8") for page in pages.PAGES if page.name == "benchmarks.md"]
+    machine = load(file).machine
+    [under] = [line for line in text.splitlines() if f"([{file.name}](" in line]
+    assert all(str(machine[key]) in under for key in ("cpu", "isa", "date", "commit"))
+
+
+def test_another_number_makes_a_page_and_a_plot_stale(tmp_path, monkeypatch):
+    report = load(pages.CPU / "serve.json")
+    kept = tmp_path / "serve.svg"
+    plot(report, kept)
+    assert drawn_from(kept) == digest(report)
+    report.rows[0]["tokens_per_s"] += 100
+    assert drawn_from(kept) != digest(report)
+    [page] = [page for page in pages.PAGES if page.name == "benchmarks.md"]
+    monkeypatch.setattr(
+        pages.Report, "load", lambda file: report if file.name == "serve.json" else load(file)
+    )
+    assert pages.filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")
+
+
+def overlapping(figure):
+    """Pairs of a figure's texts that lie on one another."""
+    figure.draw_without_rendering()
+    texts = [*figure.texts, *figure.legends[0].get_texts()] if figure.legends else [*figure.texts]
+    for axis in (axis for axis in figure.axes if axis.get_visible()):
+        texts += [axis.title, axis.xaxis.label, axis.yaxis.label, *axis.texts]
+        for labels, number, (low, high) in (
+            (axis.get_xticklabels(), 0, sorted(axis.get_xlim())),
+            (axis.get_yticklabels(), 1, sorted(axis.get_ylim())),
+        ):
+            texts += [t for t in labels if t.get_visible() and low <= t.get_position()[number] <= high]
+    boxes = [(t.get_text(), t.get_window_extent().padded(-1)) for t in texts if t.get_text().strip()]
+    return [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)]
+
+
+def legend(figure):
+    return " ".join(text.get_text() for text in figure.legends[0].get_texts())
+
+
+@pytest.fixture
+def drawing():
+    """Draws a report into a figure."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(STYLE):
+        yield lambda report: PICTURES[report.bench][1](report, pyplot)
+        pyplot.close("all")
+
+
+@pytest.mark.parametrize("file", DRAWN, ids=lambda file: file.name)
+def test_a_plot_names_what_it_shows_with_units_and_no_text_hides_another(file, drawing):
+    report = load(file)
+    figure = drawing(report)
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert all(axis.get_title() and axis.has_data() for axis in axes)
+    labels = " ".join(axis.get_title() + axis.get_ylabel() for axis in axes)
+    assert any(unit in labels for unit in ("ms", "tok/s", "% of read bandwidth"))
+    assert overlapping(figure) == []
+    if any(row["impl"] == FLOOR for row in report.rows):
+        assert "one read of" in legend(figure)
+
+
+@pytest.mark.parametrize(("name", "read"), [("generate", {OURS: 0.004}), ("serve", 0.004)])
+def test_bars_show_the_floor_where_it_was_measured(name, read, drawing):
+    report = load(pages.CPU / f"{name}.json")
+    report.settings["weights_read_s"] = read
+    assert "one read of the weights" in legend(drawing(report))
+
+
+def test_a_benchmark_without_a_picture_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no picture for bench nothing"):
+        plot(Report("nothing", {}, machine={}), tmp_path / "x.svg")
