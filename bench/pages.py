@@ -42,8 +42,8 @@ def show(file: Path) -> str:
     kept = file.relative_to(ROOT).as_posix()
     text += f" ([{file.name}](../{kept}))"
     if report.bench in PICTURES:
-        alt = f"{PICTURES[report.bench][0]}, {report.machine['date']}"
-        text = f"![{alt}](../{picture(file).relative_to(ROOT).as_posix()})\n\n" + text
+        title, drawn = PICTURES[report.bench][0], picture(file).relative_to(ROOT).as_posix()
+        text = f"[![{title}, {report.machine['date']}](../{drawn})](../{drawn})\n\n{text}"
     return text
 
 

@@ -2,8 +2,8 @@
 
 A replay runs a whole step: it embeds the tokens that the last one drew, attends layer by layer, and draws the
 next into the same memory. Lengths, parameters and histories are on the device too, so the host has nothing to
-say between two steps but "again", and reads what was written when all is done. Requests may still come and go:
-`admit` and `release` change rows between replays of the same graph.
+say between two steps but "again", and reads what was written when all is done. Requests may still come and
+go: `admit` and `release` change rows between replays of the same graph.
 
     python examples/cuda_graph.py --batch 8 --steps 128     # without a GPU the same step is called directly
 """

@@ -1,8 +1,8 @@
 """Links that lead out of docs/ work on the site as they do in the repository.
 
-Pages link to files beside docs/ (`../examples/engine.py`), as GitHub reads them. What is linked so, directly or
-from another such file, becomes part of the site under `repository/`: Markdown as a page, source as a page of
-code, a folder as a list of its files, data and pictures as they are. So the site needs no address of a repository.
+Pages link to files beside docs/ (`../examples/engine.py`), as GitHub reads them. What is linked so, directly
+or from another such file, becomes part of the site under `repository/`: Markdown as a page, source as a page
+of code, a folder as a list of its files, data and pictures as they are. The site needs no repository address.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CODE = re.compile(r"^(`{3,}).*?^\1$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 SHOWN_AS_CODE = {".py": "python", ".sh": "bash", ".h": "cpp", ".cpp": "cpp", ".cu": "cpp", ".cuh": "cpp"}
 SHOWN_AS_CODE |= {".txt": "text", ".html": "html", ".css": "css", ".js": "javascript"}
 SHOWN_AS_IS = {".md", ".json", ".svg", ".png"}
-NOT_SEARCHED = "---\nsearch: { exclude: true }\n---\n"
+ASIDE = "---\nsearch: { exclude: true }\nhide: [toc]\n---\n"
 
 
 def links(text: str) -> list[re.Match[str]]:
@@ -59,9 +59,9 @@ def content(path: str) -> str | bytes:
     if file.is_dir():
         shown = [f for f in sorted(file.rglob("*")) if f.suffix in SHOWN_AS_CODE.keys() | SHOWN_AS_IS]
         names = [f.relative_to(file).as_posix() for f in shown]
-        return f"{NOT_SEARCHED}# {path}\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
+        return f"{ASIDE}# {path}\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
     if language := SHOWN_AS_CODE.get(file.suffix):
-        return f"{NOT_SEARCHED}# {path}\n\n~~~~~~{language}\n{file.read_text()}\n~~~~~~\n"
+        return f"{ASIDE}# {path}\n\n~~~~~~{language}\n{file.read_text()}\n~~~~~~\n"
     return file.read_text() if file.suffix == ".md" else file.read_bytes()
 
 
