@@ -45,7 +45,7 @@ format: $(VENV)/.develop
 
 # The site reads the sources without importing them, so its environment holds the extra `docs` and no more.
 docs: $(DOCS_VENV)/.packages
-	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	$(DOCS_VENV)/bin/mkdocs build --strict
 
 docs-serve: $(DOCS_VENV)/.packages
 	$(DOCS_VENV)/bin/mkdocs serve --watch python

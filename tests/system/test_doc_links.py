@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+import tokenstep.integrations
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
     DOCS.rglob("*.md")
 )
-CODE = re.compile(r"^```.*?^```$|^(?: {4}.*\n)+|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```.*?^```$|^(?: {4}[^\n]*\n)+|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
@@ -52,6 +56,20 @@ def test_every_page_is_in_the_site_s_navigation() -> None:
     inside = {name for name in named if not name.startswith("repository/")}
     assert inside == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
     assert all((ROOT / name).is_file() for name in beside)
+
+
+INTEGRATIONS = [found.name for found in pkgutil.iter_modules(tokenstep.integrations.__path__)]
+PUBLIC = ["", ".engine", ".models", ".torch_ops", *(f".integrations.{name}" for name in INTEGRATIONS)]
+
+
+@pytest.mark.parametrize("module", [f"tokenstep{name}" for name in PUBLIC])
+def test_every_public_name_is_in_the_api_reference(module: str) -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
+    for of_module, members in re.findall(r"^::: (\S+)\n.*members: \[(.*)\]", pages, re.MULTILINE):
+        shown |= {f"{of_module}.{name.strip()}" for name in members.split(",")}
+    public = getattr(importlib.import_module(module), "__all__", [])
+    assert {f"{module}.{name}" for name in public if not name.startswith("__")} <= shown
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.name)
