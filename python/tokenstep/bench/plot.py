@@ -28,8 +28,8 @@ COLORS = {
     "fusedtok": "#c9a227",
 }
 OTHER_COLORS = ("#5f6b3c", "#3c8c8c", "#b06a8f", "#6b4f3a")
-FLOOR_STYLE = {"color": "black", "linestyle": ":", "linewidth": 1.3}
-STYLE = {
+FLOOR_STYLE: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.3}
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.spines.top": False,
@@ -169,10 +169,11 @@ def _plot_sample(report: Report, pyplot: Any) -> Any:
                 )
                 if not points:
                     continue
-                style = {"linestyle": "-" if dtype == dtypes[0] else "--", "marker": "o"}
-                style |= {"color": _color(impl, names)} if impl != FLOOR else {"color": "black", "marker": ""}
+                first = dtype == dtypes[0]
+                style: dict[str, Any] = {"color": _color(impl, names), "marker": "o"}
+                style["linestyle"] = "-" if first else "--"
                 if impl == FLOOR:
-                    style |= {"linestyle": ":" if dtype == dtypes[0] else (0, (1, 3))}
+                    style = FLOOR_STYLE | {"linestyle": ":" if first else (0, (1, 3))}
                 label = f"{'one read of the logits' if impl == FLOOR else impl}, {dtype}"
                 axis.plot(*zip(*points, strict=True), label=label, **style)
         _at_values(axis, (case["batch"] for case, _ in cases))
@@ -233,13 +234,9 @@ def _bars(axis: Any, values: dict[str, float], names: Sequence[str], number: str
     for y, name in enumerate(names):
         if name in values:
             axis.barh(y, values[name], 0.72, color=_color(name, names))
-            axis.annotate(
-                format(values[name], number),
-                (values[name], y),
-                (3, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            offset = {"textcoords": "offset points", "va": "center", "zorder": 5}  # above a floor's line
+            label = axis.annotate(format(values[name], number), (values[name], y), (3, 0), **offset)
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.2})
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_yticks(range(len(names)), names)
     axis.tick_params(axis="y", length=0)

@@ -188,10 +188,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
+    from tokenstep._native import cpu
     from tokenstep.bench import serve
     from tokenstep.bench.report import OURS
+    from tokenstep.bench.weights_floor import read_seconds, weight_bytes
+    from tokenstep.models.load import find_model
 
     rows = max(args.concurrency)
+    read_s = read_seconds(weight_bytes(find_model(args.model)), cpu.num_threads())
     options = ["--model", args.model, "--dtype", args.dtype, "--max-num-seqs", str(rows)]
     with serve.started_server(options) as url:
         report = serve.run(
@@ -203,6 +207,7 @@ def _run_serve(args: argparse.Namespace) -> int:
             rounds=args.rounds,
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         )
+    report.settings["weights_read_s"] = round(read_s, 6)
     return _show(report, args)
 
 
