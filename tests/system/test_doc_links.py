@@ -68,6 +68,9 @@ def test_every_public_name_is_in_the_api_reference(module: str) -> None:
     shown = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
     for of_module, members in re.findall(r"^::: (\S+)\n.*members: \[(.*)\]", pages, re.MULTILINE):
         shown |= {f"{of_module}.{name.strip()}" for name in members.split(",")}
+    shown |= {
+        name.rpartition(".")[0] for name in shown if re.search(r"\.(\w+)\.\1$", name)
+    }  # beside its module
     public = getattr(importlib.import_module(module), "__all__", [])
     assert {f"{module}.{name}" for name in public if not name.startswith("__")} <= shown
 
