@@ -9,6 +9,7 @@ from tokenstep.bench.plot import place
 from tokenstep.bench.report import FLOOR, OURS, Report
 
 BATCH, CONTEXT, BLOCK_SIZE = 16, 4096, 16  # what the short tables show
+NO_KEYS = ("impl", "median_us", "p20_us", "rounds", "all")  # of a row: the rest says which case it is
 Cases = list[tuple[dict[str, Any], dict[str, float]]]
 
 
@@ -227,24 +228,24 @@ def threads(report: Report) -> str:
 
 
 def beside_peers(report: Report) -> str:
-    """Any other report: a table for each kind of case, with how many times as fast as the peers ours are."""
+    """Any other report: a table for each kind of case, with how many times as fast as the peer ours are."""
+    by_kind: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
+    for row in report.rows:
+        case = {k: v for k, v in row.items() if k not in NO_KEYS}
+        kind = (", ".join(case), str(case.get("engine")), str(case.get("part", case.get("measures"))))
+        name = ", ".join(str(value) for value in case.values())
+        by_kind.setdefault(kind, {}).setdefault(name, {})[row["impl"]] = row["median_us"]
     tables = []
-    by_keys: dict[tuple[str, ...], Cases] = {}
-    for case, times in report.cases():
-        by_keys.setdefault((*case, case.get("part", "")), []).append((case, times))
-    for found in by_keys.values():
-        keys = list(found[0][0])
-        impls = list(dict.fromkeys(impl for _, times in found for impl in times))
+    for (keys, *_), found in by_kind.items():
+        impls = list(dict.fromkeys(impl for times in found.values() for impl in times))
         ours = [impl for impl in impls if impl.startswith(OURS)]
-        header = [", ".join(keys), *(f"{impl}, µs" for impl in impls)]
-        header += [f"{name}, × peer" for name in ours]
+        header = [keys, *(f"{impl}, µs" for impl in impls), *(f"{name}, × peer" for name in ours)]
         rows = []
-        for case, times in found:
-            cells = [", ".join(str(case[key]) for key in keys)]
-            cells += [micros(times[impl]) if impl in times else "" for impl in impls]
+        for name, times in found.items():
             peers = [times[impl] for impl in times if impl not in (*ours, FLOOR)]
-            cells += [f"{min(peers) / times[name]:.1f}" if peers and name in times else "" for name in ours]
-            rows.append(cells)
+            cells = [micros(times[impl]) if impl in times else "" for impl in impls]
+            cells += [f"{min(peers) / times[own]:.2f}" if peers and own in times else "" for own in ours]
+            rows.append([name, *cells])
         tables.append(table(header, rows))
     return "\n\n".join([*tables, origin(report)])
 

@@ -104,6 +104,48 @@ def test_bars_show_the_floor_where_it_was_measured(name, read, drawing):
     assert "one read of the weights" in legend(drawing(report))
 
 
+INSIDE = [
+    {"engine": engine, "measures": measures, "batch": batch, "sampling": sampling, "impl": impl}
+    | {"median_us": time, "all": [time]}
+    for engine in ("transformers", "llama.cpp")
+    for measures, sampling in (
+        ("sampling", "all parameters"),
+        ("generate", "greedy"),
+        ("generate", "all parameters"),
+    )
+    for batch in (1, 16)
+    for impl, time in ((engine, 3e4), (OURS, 1.5e4), (f"{OURS} and its attention", 1e4))
+]
+
+
+def test_other_engines_are_drawn_and_tabled_with_ours_inside_and_without(drawing):
+    report = Report(
+        "integrations", {"threads": 2}, machine=load(pages.CPU / "serve.json").machine, rows=INSIDE
+    )
+    figure = drawing(report)
+    assert len(figure.axes) == 12
+    assert overlapping(figure) == []
+    text = pages.tables.beside_peers(report)
+    assert "| transformers, generate, 16, greedy | 30,000 | 15,000 | 10,000 | 2.00 | 3.00 |" in text
+    assert report.machine["commit"] in text
+
+
+def test_a_folder_of_another_machine_is_a_part_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    assert pages.gpus() == "Not measured yet."
+    report = load(pages.CPU / "sample.json")
+    report.settings["device"] = "A GPU"
+    report.rows = [
+        {k: v for k, v in row.items() if k != "threads"} for row in report.rows if row["threads"] == 2
+    ]
+    report.save(tmp_path / "a-gpu" / "sample.json")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    text = pages.gpus()
+    assert text.startswith("### a-gpu\n\n")
+    assert "*A GPU, " in text
+    assert "| float32 | 1 row: µs" in text
+
+
 def test_a_benchmark_without_a_picture_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no picture for bench nothing"):
         plot(Report("nothing", {}, machine={}), tmp_path / "x.svg")

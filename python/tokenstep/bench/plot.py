@@ -315,11 +315,29 @@ def _plot_serve(report: Report, pyplot: Any) -> Any:
     return figure
 
 
+def _plot_integrations(report: Report, pyplot: Any) -> Any:
+    """Bars of an engine as it is and with ours inside, for each case."""
+    panels: dict[str, tuple[dict[str, float], str]] = {}
+    for row in report.rows:
+        alone = row["measures"] == "sampling"
+        title = f"{row['engine']}, batch {row['batch']}, {row['sampling']}:\n"
+        title += "sampling alone, µs a step" if alone else "all of a step, ms"
+        values, _ = panels.setdefault(title, ({}, ",.0f" if alone else ",.1f"))
+        values[row["impl"]] = row["median_us"] / (1 if alone else 1e3)
+    most = max(len(values) for values, _ in panels.values())
+    figure, axes = _grid(pyplot, len(panels), 3, 0.8 + 0.2 * most)
+    for axis, (title, (values, number)) in zip(axes, panels.items(), strict=True):
+        _bars(axis, values, list(values), number)
+        axis.set_title(title)
+    return figure
+
+
 PICTURES: dict[str, tuple[str, Callable[[Report, Any], Any]]] = {
     "sample": ("Logits to token", _plot_sample),
     "attention": ("Decode attention over a paged cache", _plot_attention),
     "serve": ("A completions server under load", _plot_serve),
     "generate": ("Whole texts", _plot_generate),
+    "integrations": ("Other engines, with tokenstep inside and without (less is better)", _plot_integrations),
 }
 """Title and function of each benchmark's picture."""
 
