@@ -320,15 +320,15 @@ def _plot_integrations(report: Report, pyplot: Any) -> Any:
     panels: dict[str, tuple[dict[str, float], str]] = {}
     for row in report.rows:
         alone = row["measures"] == "sampling"
-        title = f"{row['engine']}, batch {row['batch']}, {row['sampling']}:\n"
-        title += "sampling alone, µs a step" if alone else "all of a step, ms"
+        what = "sampling, µs a step" if alone else "a step, ms"
+        title = f"{row['engine']}, batch {row['batch']}, {row['sampling']}: {what}"
         values, _ = panels.setdefault(title, ({}, ",.0f" if alone else ",.1f"))
         values[row["impl"]] = row["median_us"] / (1 if alone else 1e3)
     most = max(len(values) for values, _ in panels.values())
-    figure, axes = _grid(pyplot, len(panels), 3, 0.8 + 0.2 * most)
+    figure, axes = _grid(pyplot, len(panels), 2, 0.65 + 0.2 * most)
     for axis, (title, (values, number)) in zip(axes, panels.items(), strict=True):
         _bars(axis, values, list(values), number)
-        axis.set_title(title)
+        axis.set_title(title, fontsize=8)
     return figure
 
 
