@@ -21,7 +21,10 @@ from tokenstep.bench.report import Report
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 CPU = RESULTS / "cpu"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("benchmarks.md", "torch.md")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("benchmarks.md", "generation.md", "torch.md")),
+)
 BLOCK = re.compile(r"(<!-- results: ([\w ]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -71,6 +74,11 @@ def calls() -> str:
     return f"{tables.calls(report)}\n\n{tables.origin(report)}"
 
 
+def aims() -> str:
+    """How far the aims of generation on a CPU are reached."""
+    return tables.aims(Report.load(CPU / "generate.json"))
+
+
 def integrations() -> str:
     """Whatever was measured inside other engines."""
     return shown("integrations*.json") or "Not measured yet."
@@ -94,6 +102,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "overhead": lambda: shown("overhead*.json"),
     "threads": lambda: shown("threads*.json"),
     "calls": calls,
+    "aims": aims,
     "integrations": integrations,
     "gpu": gpus,
 }

