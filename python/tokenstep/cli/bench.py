@@ -141,6 +141,11 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"tokenstep bench: {error}", file=sys.stderr)
         return 1
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        print(
+            "tokenstep bench: matplotlib is needed for --plot: pip install tokenstep[bench]", file=sys.stderr
+        )
+        return 1
     if args.op == "serve":
         return _run_serve(args)
     if args.op == "generate":
