@@ -144,7 +144,7 @@ def test_the_largest_step_has_all_tokens_of_a_step_and_the_logits_of_a_batch(
         EngineConfig(max_batch=2, mixed_tokens=600),
     ):
         sampler = largest_step(model, tiny.VOCAB, config)()
-        assert sampler.max_rows == max(config.max_batch, 64)
+        assert sampler.max_rows == 2 * max(config.max_batch, 64)
     prompt = max(77, EngineConfig.mixed_tokens)
     assert seen == [(prompt, prompt), (100, tiny.HIDDEN), (256, 256), (64, tiny.HIDDEN)]  # a whole context
 

@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tokenstep.bench.peer_process import PeerProcess, first_output, interpreter_has
 from tokenstep.bench.report import FLOOR, OURS, Report
+from tokenstep.bench.weights_floor import read_seconds, weight_bytes
 
 PARAMETERS = {
     "temperature": 0.8,
@@ -241,6 +243,10 @@ def run(
             first, process = _started(name, python, of_peer, starts, progress)
             processes[name] = stack.enter_context(process)
             report.rows.append(_start_row(name, first, process.start_mib))
+        if "copy_gb_per_s" not in report.settings:
+            files = {name: _weights(name, gguf, folder)["model"] for name in processes}
+            reads = {file: read_seconds(weight_bytes(Path(file)), threads) for file in set(files.values())}
+            report.settings["weights_read_s"] = {name: round(reads[file], 6) for name, file in files.items()}
         seconds = _measure(processes, cases, rounds, deadline, progress)
         own = processes[ours[-1]].description
         for case in cases:
@@ -332,9 +338,11 @@ def installed_peers(gguf: str | None, folder: str | None, device: str = "cpu") -
     ]
 
 
-def _weights(name: str, gguf: str | None, folder: str | None) -> dict[str, str | None]:
+def _weights(name: str, gguf: str | None, folder: str | None) -> dict[str, str]:
     reads_gguf = kind_of(name).reads_gguf
-    return {"model": gguf if reads_gguf else folder, "dtype": "auto" if reads_gguf else "bfloat16"}
+    source = gguf if reads_gguf else folder
+    assert source is not None  # check_peers has seen to it
+    return {"model": source, "dtype": "auto" if reads_gguf else "bfloat16"}
 
 
 def _started(

@@ -14,7 +14,7 @@ import torch
 
 from tokenstep.engine.config import EngineConfig
 from tokenstep.engine.runner import SCORED_ROWS
-from tokenstep.models import DecoderModel, ForwardBatch, KVCache, ModelConfig
+from tokenstep.models import DecoderModel, ForwardBatch, KVCache, ModelConfig, Span
 from tokenstep.models.errors import NotEnoughMemory, gigabytes
 from tokenstep.models.free_memory import free_host_bytes, gpu_bytes
 from tokenstep.models.kv_cache import choose_kv_dtype, kv_bytes_per_token, kv_dtype_name
@@ -137,14 +137,15 @@ def largest_step(model: DecoderModel, vocab_size: int, config: EngineConfig) -> 
     # one block serves as all of them: what the keys are doesn't matter
     cache = KVCache.allocate(model.config, 1, config.block_size, model.dtype, device)
     batch = ForwardBatch.of_prompt([0] * count, -(-count // config.block_size), device)
+    batch.fresh = [Span(0, 0, count)]
 
     def step() -> Sampler:
         hidden = model.forward(batch, cache)
         logits = model.logits(hidden[:1].expand(rows, -1).contiguous())
-        sampler = Sampler(rows, vocab_size, str(device))
+        sampler = Sampler(2 * rows, vocab_size, str(device))  # the runner's has as many idle rows again
         for row in range(rows):
             sampler.admit(row, SamplingParams(temperature=1.0, top_p=0.9, seed=0, logprobs=20), [0])
-        sampler.step(logits[:, :vocab_size])
+        sampler.step(logits[:, :vocab_size], rows=torch.arange(rows, dtype=torch.int32, device=device))
         return sampler
 
     return step

@@ -7,6 +7,7 @@ from tokenstep.models.kv_cache import KVCache, KVScales
 from tokenstep.models.load import LoadedModel, load
 from tokenstep.models.lora import AdapterRows, LoraAdapter
 from tokenstep.models.peft import load_adapter
+from tokenstep.models.prefill import Span
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.models.workspace import Workspace
 
@@ -23,6 +24,7 @@ __all__ = [
     "ModelNotFound",
     "NotEnoughMemory",
     "RopeConfig",
+    "Span",
     "Tokenizer",
     "UnsupportedConfig",
     "Workspace",

@@ -18,6 +18,7 @@ from tokenstep.models.config import ModelConfig
 from tokenstep.models.kv_cache import KVCache, KVScales
 from tokenstep.models.layers import Gate, HeadNorm, Projection, RMSNorm, soft_cap
 from tokenstep.models.packed_linear import PackedWeight, embed
+from tokenstep.models.prefill import FreshPrompts, Span
 from tokenstep.models.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class ForwardBatch:
         max_query_len: the most tokens that a sequence has in this step.
         logit_rows: int64 [S], the rows of `tokens` whose hidden states are wanted; None: all.
         adapters: which rows of `tokens` belong to which adapter; None: none to any.
+        fresh: the sequences that begin in this step.
     """
 
     tokens: Tensor
@@ -45,6 +47,7 @@ class ForwardBatch:
     max_query_len: int = 1
     logit_rows: Tensor | None = None
     adapters: AdapterRows | None = None
+    fresh: Sequence[Span] = ()
 
     @classmethod
     def of_prompt(
@@ -90,6 +93,9 @@ class DecoderModel:
         batch_invariant: a token's hidden state and logits have the same bits whatever else is computed in the
             same pass, and however its sequence is cut into passes.
         kv_scales: those that came with the weights, for a float8_e4m3 cache.
+
+    Attributes:
+        uses_sdpa: torch's attention computes long prompts.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class DecoderModel:
         self.rope = rope
         self.batch_invariant = batch_invariant
         self.kv_scales = kv_scales
+        self.uses_sdpa = self.device.type == "cuda" and not batch_invariant
         self._gate = Gate(config.activation)
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
@@ -175,9 +182,10 @@ class DecoderModel:
         hidden = embed(batch.tokens, self.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale
+        fresh = FreshPrompts.of(batch.fresh, batch.seq_lens) if self.uses_sdpa else None
         layers = self.layers if batch.adapters is None else batch.adapters.adapt(self.layers)
         for index, layer in enumerate(layers):
-            hidden = self._attention(layer, hidden, batch, cache, index, room)
+            hidden = self._attention(layer, hidden, batch, fresh, cache, index, room)
             hidden = self._mlp(layer, hidden, room)
         if batch.logit_rows is not None:
             hidden = hidden.index_select(0, batch.logit_rows)
@@ -195,6 +203,7 @@ class DecoderModel:
         layer: Layer,
         hidden: Tensor,
         batch: ForwardBatch,
+        fresh: FreshPrompts | None,
         cache: KVCache,
         index: int,
         room: Workspace,
@@ -207,7 +216,8 @@ class DecoderModel:
             qk = qkv.view(len(qkv), -1, config.head_dim)[:, : sum(sizes)]
             q, k = layer.head_norm(qk).split_with_sizes(sizes, 1)
         k_scale, v_scale = cache.layer_scales(index)
-        attended = paged_attention(
+        attend = paged_attention if fresh is None else fresh.attend
+        attended = attend(
             q,
             cache.k[index],
             cache.v[index],
@@ -224,6 +234,7 @@ class DecoderModel:
             k_scale=k_scale,
             v_scale=v_scale,
             out=room.attended,
+            workspace=room.attention,
         )
         flat = room.flat(attended)
         if layer.post_attention_norm is None:
