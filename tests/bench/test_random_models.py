@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import tokenstep as ts
-from tokenstep.bench import generate
+from tokenstep.bench import weights_floor
 from tokenstep.bench.generate import Case, GenerateReport, check_peers, installed_peers
 from tokenstep.bench.shapes import SHAPES, model_arguments, write_shape
 from tokenstep.cli.main import main
@@ -54,11 +54,9 @@ def test_a_shape_generates_from_all_its_ids(tmp_path: Path) -> None:
 
 def test_the_floor_reads_weights_once_and_each_texts_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     description = {"read_bytes": 900, "kv_bytes_per_token": 5}
-    case = Case(4, 8, 4)  # ten tokens on average
-    row = generate._floor_row(case, description, 11_000.0)
-    assert row == {"impl": "floor", "tokens_per_s": 4 * 11_000 / (900 + 4 * 10 * 5)}
-    monkeypatch.setattr(generate, "CPU_COPY_BYTES", 1 << 20)
-    assert generate.measure_copy("cpu")["copy_gb_per_s"] > 0.1
+    assert weights_floor.decode_speed(4, 10.0, description, 11e-6) == 4 * 11_000 / (900 + 4 * 10 * 5)
+    monkeypatch.setattr(weights_floor, "CPU_COPY_BYTES", 1 << 20)
+    assert weights_floor.measure_copy("cpu")["copy_gb_per_s"] > 0.1
 
 
 def test_a_table_shows_the_share_of_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tokenstep.bench.peer_process import PeerProcess, first_output, interpreter_has
 from tokenstep.bench.report import FLOOR, OURS, Report
-from tokenstep.bench.weights_floor import read_seconds, weight_bytes
+from tokenstep.bench.weights_floor import decode_speed, measure_copy, read_seconds, weight_bytes
 
 PARAMETERS = {
     "temperature": 0.8,
@@ -34,7 +34,6 @@ PARAMETERS = {
 
 TOKEN_IDS = range(1000, 20000)  # ordinary words in any vocabulary of this field
 PROMPT_TOKENS = 8
-CPU_COPY_BYTES = 128 << 20
 FIRST_PROMPT = "The capital of Germany is"
 QUICK_START_S = 15.0  # what starts within it is started STARTS times
 STARTS = 3
@@ -251,9 +250,9 @@ def run(
         own = processes[ours[-1]].description
         for case in cases:
             if "copy_gb_per_s" in report.settings and not case.is_prefill:
-                report.rows.append(
-                    case.fields() | _floor_row(case, own, report.settings["copy_gb_per_s"] * 1e9)
-                )
+                context = case.prompt_tokens + case.output_tokens / 2  # of each text, on average
+                speed = decode_speed(case.batch, context, own, report.settings["copy_gb_per_s"])
+                report.rows.append(case.fields() | {"impl": FLOOR, "tokens_per_s": round(speed, 1)})
             for name in processes:
                 speeds = [case.tokens_per_s(each) for each in seconds[case, name]]
                 middle = round(statistics.median(speeds), 1)
@@ -273,36 +272,6 @@ def _longest_by_prompt(cases: Sequence[Case]) -> dict[int, int]:
         total = case.prompt_tokens + case.output_tokens
         found[case.prompt_tokens] = max(total, found.get(case.prompt_tokens, 0))
     return found
-
-
-def measure_copy(device: str) -> dict[str, Any]:
-    """Settings of a report: the bandwidth of a large copy, bytes read and written, and the GPU's name."""
-    import torch
-
-    if device == "cuda":
-        from tokenstep.bench.gpu_timer import measure_floors
-
-        _, bytes_per_us = measure_floors(budget_s=0.5)
-        torch.cuda.empty_cache()
-        return {"copy_gb_per_s": bytes_per_us / 1e3, "gpu": torch.cuda.get_device_name()}
-    source = torch.zeros(CPU_COPY_BYTES, dtype=torch.uint8)
-    target = torch.zeros_like(source)
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - begin)
-    return {"copy_gb_per_s": 2 * CPU_COPY_BYTES / statistics.median(seconds) / 1e9}
-
-
-def _floor_row(case: Case, description: Mapping[str, Any], bytes_per_s: float) -> dict[str, Any]:
-    """The speed of steps that read the weights, and each sequence's keys and values, at `bytes_per_s`.
-
-    A sequence has half of its output on average.
-    """
-    context = case.prompt_tokens + case.output_tokens / 2
-    step = description["read_bytes"] + case.batch * context * description["kv_bytes_per_token"]
-    return {"impl": FLOOR, "tokens_per_s": round(case.batch * bytes_per_s / step, 1)}
 
 
 def check_peers(
