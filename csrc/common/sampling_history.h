@@ -42,12 +42,12 @@ TOKENSTEP_INLINE void record_token_in_window(RowParams& row, int32_t token) {
   row.window[row.window_at] = token;
   row.window_at = row.window_at + 1 < row.penalty_last_n ? row.window_at + 1 : 0;
   if (oldest == token) return;
-  if (oldest >= 0 && --row.history_counts[oldest] == 0) {
+  if (oldest >= 0 && --row.history_counts[oldest] == 0 && row.history_size > 0) {
     const int32_t last = row.history_ids[--row.history_size];
     row.history_ids[places[oldest]] = last;
     places[last] = places[oldest];
   }
-  if (row.history_counts[token]++ == 0) {
+  if (row.history_counts[token]++ == 0 && row.history_size < row.history_capacity) {
     places[token] = row.history_size;
     row.history_ids[row.history_size++] = token;
   }
