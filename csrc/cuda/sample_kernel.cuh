@@ -83,7 +83,7 @@ __device__ __forceinline__ void sample_row(Block& block, const SampleKernelParam
   if (draws) {
     if (leads && sampled) {
       RowParams& slot = p.rows[p.row_slots ? p.row_slots[index] : index];
-      if (Block::kPreset && has_window(block.row()))
+      if (Block::kPreset && has_window(slot))
         record_token_in_window(slot, outcome.token);
       else
         record_token(slot, outcome.token);
