@@ -33,6 +33,12 @@ struct RowScratch {
 
 constexpr int kPrefetchBlocks = 8;
 
+// Out of line, where it is one loop of whole vectors: inlined into others, compilers make less of it.
+template <class Logit>
+__attribute__((noinline)) void widen_block(const Logit* x, float* out) {
+  for (int i = 0; i < kBlock; ++i) out[i] = to_float(x[i]);
+}
+
 template <class Logit>
 class Row {
  public:
@@ -107,7 +113,7 @@ class Row {
     if constexpr (sizeof(Logit) == sizeof(float))
       if (size == kBlock) return x;
     if (size == kBlock)
-      for (int i = 0; i < kBlock; ++i) buffer[i] = to_float(x[i]);
+      widen_block(x, buffer);
     else
       for (int i = 0; i < kBlock; ++i) buffer[i] = i < size ? to_float(x[i]) : -kInfinity;
     return buffer;
@@ -115,10 +121,9 @@ class Row {
 
   // The block after step 4, or 5 (see divide_by); only once it is scanned.
   const float* edited_block(int block, float* buffer) const {
-    const float* x = untempered_block(block, buffer);
-    if (temperature_ == 1.0f) return x;
-    for (int i = 0; i < kBlock; ++i) buffer[i] = divide_by_temperature(x[i], temperature_);
-    return buffer;
+    if (temperature_ != 1.0f) [[unlikely]]
+      return divided_block(block, buffer);
+    return untempered_block(block, buffer);
   }
 
   // Reads blocks [begin, end) for the first time.
@@ -130,6 +135,12 @@ class Row {
   }
 
  private:
+  // Out of line: rows by our own rules never come here.
+  __attribute__((noinline)) const float* divided_block(int block, float* buffer) const {
+    const float* x = untempered_block(block, buffer);
+    for (int i = 0; i < kBlock; ++i) buffer[i] = divide_by_temperature(x[i], temperature_);
+    return buffer;
+  }
   const float* untempered_block(int block, float* buffer) const {
     const float* x = raw_block(block, buffer);
     if (unedited_) return x;
