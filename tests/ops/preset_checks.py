@@ -59,15 +59,16 @@ class Cuts:
             share = weights[group & self.inside]
             before = weights[self.ranked > value].sum() / weights.sum()
             each = share[:1].sum() / weights.sum()
-            edge = (self.top_p - before) / max(each, 1e-300)  # so many of the group are above the share
+            edge = (self.top_p - before) / max(each, 1e-300)  # the next whole number of the group stays
             slack = self.band / max(each, 1e-300)
-            at_top_p = self.top_p < 1 and -slack <= edge <= len(share) + slack
+            at_top_p = self.top_p < 1 and all(
+                edge - slack <= n <= edge + 1 + slack for n in (n_ours, n_theirs)
+            )
             at_min_p = self.min_p > 0 and abs(value - x.max() - np.log(self.min_p)) < RATIO_BAND
-            at_kth = self.exactly_k and len(share) < group.sum()
-            same_number = n_ours == n_theirs
-            assert at_min_p or (at_top_p and (same_number or slack > 1e-3)) or (at_kth and same_number), (
-                f"{where}: of {group.sum()} tokens at {value} ours keeps {n_ours}, theirs {n_theirs}; share before"
-                f" {before}, top_p {self.top_p}"
+            at_kth = self.exactly_k and len(share) < group.sum() and n_ours == n_theirs
+            assert at_min_p or at_top_p or at_kth, (
+                f"{where}: of {group.sum()} tokens at {value} ours keeps {n_ours}, theirs {n_theirs}; share"
+                f" before {before}, top_p {self.top_p}"
             )
 
 

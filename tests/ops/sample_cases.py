@@ -205,7 +205,8 @@ def random_case(rng, dtype, vocab_size, num_rows, kinds=None, semantics=None):
     if semantics:
         a["semantics"] = semantics
     if semantics == "llama.cpp" and rng.random() < 0.8:
-        a["penalty_last_n"] = per_row(rng, num_rows, [-1, 64, lambda: int(rng.integers(0, 40))], [0, 1, 1 << 20])
+        common = [-1, 64, lambda: int(rng.integers(0, 40))]
+        a["penalty_last_n"] = per_row(rng, num_rows, common, [0, 1, 1 << 20])
     return Case(logits, exact, a)
 
 

@@ -1,4 +1,4 @@
-"""semantics="transformers" against transformers' own logits processors, as they run: float32, ties included."""
+"""semantics="transformers" against transformers' own logits processors in float32, ties included."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""semantics="vllm" against vLLM's own operations: penalties, temperature, min-p, top-k and top-p, as they run.
+"""semantics="vllm" against vLLM's own operations: penalties, temperature, min-p, top-k and top-p.
 
 Needs vLLM in the environment (a CPU build will do): python -m pytest -m peer tests/ops/test_sample_vllm.py
 """
@@ -30,7 +30,7 @@ ROWS = 24
 NAMES = (
     "repetition_penalty", "frequency_penalty", "presence_penalty", "temperature", "min_p", "top_k", "top_p",
 )  # fmt: skip
-# Their CPU code multiplies by 1 / penalty, which is exact for powers of two; their CUDA code divides, as here.
+# Their CPU code multiplies by 1 / penalty, exact for powers of two; their CUDA code divides, as here.
 PARAMETERS = [
     dict(zip(NAMES, values, strict=True))
     for values in itertools.product(
@@ -128,5 +128,5 @@ def test_rows_are_greedy_below_their_smallest_temperature():
 
     x = np.repeat(np.array([[1.0, 1.0, 0.5]], np.float32), 60, 0)
     for temperature, drawn in ((0.0, {0}), (_SAMPLING_EPS * 0.99, {0}), (_SAMPLING_EPS, {0, 1})):
-        tokens = ts.sample(x, temperature=temperature, seed=1, position=np.arange(60), semantics="vllm").tokens
+        tokens = ts.sample(x, temperature, seed=1, position=np.arange(60), semantics="vllm").tokens
         assert set(tokens.tolist()) == drawn

@@ -193,9 +193,8 @@ def test_a_request_that_goes_on_in_another_sampler_draws_the_same_tokens():
 @pytest.mark.parametrize("last_n", [1, 2, 7, 64, -1])
 def test_a_window_of_the_last_tokens_moves_on_with_the_row(last_n):
     rng = np.random.default_rng([45, last_n + 1])
-    params = ts.SamplingParams(
-        0.9, repetition_penalty=1.4, presence_penalty=0.2, frequency_penalty=0.3, seed=4, penalty_last_n=last_n
-    )
+    penalties = {"repetition_penalty": 1.4, "presence_penalty": 0.2, "frequency_penalty": 0.3}
+    params = ts.SamplingParams(0.9, **penalties, seed=4, penalty_last_n=last_n)
     sampler = ts.Sampler(2, 30, semantics="llama.cpp")
     request = Request(params, history(rng, 30, 9), [], "llama.cpp")
     for begun in range(2):  # the second time in a slot whose lists are full

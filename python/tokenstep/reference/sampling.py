@@ -191,6 +191,7 @@ def process(
         return np.broadcast_to(np.asarray(value).astype(dtype), (num_rows,))
 
     t, p, m, k = per_row(temperature), per_row(top_p), per_row(min_p), per_row(top_k, np.int64)
+    last_n = per_row(64 if penalty_last_n is None else penalty_last_n, np.int64)
     with np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
         bad = (np.isnan(raw) | (raw == _INF)).any(axis=1)
         x4 = edited(
@@ -202,7 +203,7 @@ def process(
             per_row(frequency_penalty),
             prompt_tokens,
             output_tokens,
-            per_row(64 if penalty_last_n is None else penalty_last_n, np.int64) if rules.counts_last else None,
+            last_n if rules.counts_last else None,
         )
         greedy = t < np.float32(rules.greedy_below)
         divisor = np.where(greedy, np.float32(1), t)[:, None]

@@ -1,9 +1,9 @@
 """transformers' chain of logits processors, as one call of the kernel.
 
-``semantics="transformers"`` of :func:`tokenstep.apply_logits` has their order (repetition penalty, temperature,
-top-k, top-p, min-p), keeps every token tied with the k-th, and divides by the temperature. What rounding may
-still change: top-p sums exact integers here and float32 probabilities there, and which of several equal values
-at top-p's boundary survive is the lowest ids here, unspecified there (an unstable sort).
+``semantics="transformers"`` of :func:`tokenstep.apply_logits` has their order (repetition penalty,
+temperature, top-k, top-p, min-p), keeps every token tied with the k-th, and divides by the temperature. What
+rounding may still change: top-p sums exact integers here and float32 probabilities there, and of several
+equal values at top-p's boundary the lowest ids survive here; there it is unspecified (an unstable sort).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ __all__ = ["FusedLogitsProcessor"]
 class FusedLogitsProcessor(LogitsProcessor):
     """Repetition penalty, temperature, top-k, top-p and min-p in transformers' order, in place of its five.
 
-    One call of :func:`tokenstep.apply_logits`, with transformers' semantics. For use with ``model.generate(…, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, logits_processor=
+    One call of :func:`tokenstep.apply_logits`, with transformers' semantics. For use with
+    ``model.generate(…, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, logits_processor=
     [FusedLogitsProcessor(…)])``, so that generate adds none of its own; :func:`generate_with` is faster, as
     it fuses the draw too and keeps histories on the device.
     """
