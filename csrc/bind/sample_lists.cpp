@@ -115,6 +115,7 @@ int64_t read_history(const Label& prompt, nb::handle prompt_tokens, const Label&
     if (const int32_t last_n = inputs.rows[row].penalty_last_n; last_n >= 0)
       window.erase(window.begin(), window.end() - std::min<ptrdiff_t>(last_n, std::ssize(window)));
     for (const int32_t id : window) ++unique.count_of(id, inputs);
+    if (inputs.rows[row].penalty_last_n < 0) window.clear();  // nothing is ever too old
   } else {
     read_ids(prompt, prompt_tokens, vocab_size,
              [&](int32_t id) { unique.count_of(id, inputs) |= kInPrompt; });

@@ -72,9 +72,25 @@ class Cuts:
             )
 
 
-def uniform_of(seed, position):
-    """The number in [0, 1) that sample draws by."""
-    return random_bits(seed, position, 0) / 2.0**64
+def expect_same_rows(ours, theirs, cuts, tokens, seed, what, shares=None):
+    """Holds processed logits [B, V], and tokens drawn with ``seed``, to an engine's.
+
+    ``cuts`` has one Cuts a row; ``shares`` [B, V] are the engine's probabilities (None: of its logits).
+    Returns for how many rows the token is that of the engine's probabilities with the same uniform number.
+    """
+    uniform, same = random_bits(seed, 0, 0) / 2.0**64, 0
+    for row, (cut, token) in enumerate(zip(cuts, tokens.tolist(), strict=True)):
+        where = f"{what}, row {row}"
+        kept, by_theirs = np.isfinite(ours[row]), np.isfinite(theirs[row])
+        cut.expect_same(kept, by_theirs, where)
+        both = kept & by_theirs
+        assert np.array_equal(ours[row][both], theirs[row][both]), f"{where}: other values"
+        if np.array_equal(kept, by_theirs):
+            drawn_from = np.exp(theirs[row].astype(np.float64) - theirs[row].max())
+            same += expect_same_token(
+                token, drawn_from if shares is None else shares[row], uniform, 1e-6, where
+            )
+    return same
 
 
 def expect_same_token(token, probabilities, uniform, band, where):
@@ -84,11 +100,4 @@ def expect_same_token(token, probabilities, uniform, band, where):
     first, last = np.searchsorted(running, [uniform - band, uniform + band], side="right")
     theirs = np.searchsorted(running, uniform, side="right")
     assert token == theirs or first <= token <= last, f"{where}: drew {token}, they would draw {theirs}"
-    return token == theirs
-
-
-def ulps(a, b):
-    """Distance of float32 numbers in units in the last place."""
-    a, b = (np.asarray(v, np.float32).view(np.int32).astype(np.int64) for v in (a, b))
-    a, b = (np.where(v < 0, -(v & 0x7FFFFFFF), v) for v in (a, b))
-    return np.abs(a - b)
+    return int(token == theirs)

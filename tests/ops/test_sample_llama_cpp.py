@@ -8,17 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
-from preset_checks import (
-    BANDS,
-    LARGE,
-    SMALL,
-    Cuts,
-    expect_same_token,
-    histories,
-    tied_logits,
-    ulps,
-    uniform_of,
-)
+from preset_checks import BANDS, LARGE, SMALL, Cuts, expect_same_rows, histories, tied_logits
 
 from tokenstep import sampling as ts
 
@@ -88,18 +78,13 @@ def check(p, vocab_size, seed):
     by_top_k = ts.apply_logits(x, **{**given, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0})
     ours = ts.apply_logits(x, **given)
     tokens = ts.sample(x, **given, seed=seed).tokens
-    uniform, same = uniform_of(seed, 0), 0
-    for row in range(ROWS):
-        by_theirs, theirs, shares = run_theirs(x[row], prompts[row] + outputs[row], p)
-        kept, where = np.isfinite(ours[row]), f"{p}, row {row}"
-        inside = np.isfinite(by_top_k[row])
-        cuts = Cuts(edited[row], inside, p["top_p"], p["min_p"], BANDS[vocab_size], exactly_k=p["top_k"] > 0)
-        cuts.expect_same(kept, by_theirs, where)
-        both = kept & by_theirs
-        assert ulps(ours[row][both], theirs[both]).max(initial=0) == 0, where
-        if np.array_equal(kept, by_theirs):
-            same += expect_same_token(tokens[row], shares, uniform, 1e-6, where)
-    return same, ROWS
+    cuts = [
+        Cuts(x4, np.isfinite(row), p["top_p"], p["min_p"], BANDS[vocab_size], exactly_k=p["top_k"] > 0)
+        for x4, row in zip(edited, by_top_k, strict=True)
+    ]
+    runs = [run_theirs(*row, p) for row in zip(x, map(list.__add__, prompts, outputs), strict=True)]
+    theirs, shares = (np.stack([run[i] for run in runs]) for i in (1, 2))
+    return expect_same_rows(ours, theirs, cuts, tokens, seed, p, shares), ROWS
 
 
 def test_kept_sets_values_and_draws_are_those_of_llama_cpp():
