@@ -204,6 +204,8 @@ def random_case(rng, dtype, vocab_size, num_rows, kinds=None, semantics=None):
         a["logprobs_mode"] = str(rng.choice(["raw", "processed"]))
     if semantics:
         a["semantics"] = semantics
+        for b in np.flatnonzero(rng.random(num_rows) < 0.3):  # of these two the order is seen
+            a["min_p"][b], a["top_p"][b] = 10 ** rng.uniform(-3, -0.1), rng.uniform(0.3, 1)
     if semantics == "llama.cpp" and rng.random() < 0.8:
         common = [-1, 64, lambda: int(rng.integers(0, 40))]
         a["penalty_last_n"] = per_row(rng, num_rows, common, [0, 1, 1 << 20])

