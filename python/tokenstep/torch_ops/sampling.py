@@ -123,7 +123,11 @@ def sample(
     semantics: Semantics = "tokenstep",
     penalty_last_n: Any = None,
 ) -> SampleOutput:
-    """:func:`tokenstep.sample`, by ``torch.ops.tokenstep.sample``."""
+    """:func:`tokenstep.sample`, by ``torch.ops.tokenstep.sample``.
+
+    Arguments, results and errors are the same; every array is a torch tensor. In a graph what changes from
+    call to call must be a tensor: values for each row are of length B.
+    """
     tokens, status, *of_logprobs = torch.ops.tokenstep.sample(
         logits,
         **_shared_options(
@@ -179,7 +183,11 @@ def apply_logits(
     semantics: Semantics = "tokenstep",
     penalty_last_n: Any = None,
 ) -> Tensor:
-    """:func:`tokenstep.apply_logits`, by ``torch.ops.tokenstep.apply_logits``."""
+    """:func:`tokenstep.apply_logits`, by ``torch.ops.tokenstep.apply_logits``.
+
+    Arguments, results and errors are the same; every array is a torch tensor. In a graph what changes from
+    call to call must be a tensor: values for each row are of length B.
+    """
     del seed, position, substream, logprobs, logprobs_mode  # without effect there as well
     options = _shared_options(
         logits,
