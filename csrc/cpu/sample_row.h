@@ -33,10 +33,12 @@ struct RowScratch {
 
 constexpr int kPrefetchBlocks = 8;
 
-// Out of line, where it is one loop of whole vectors: inlined into others, compilers make less of it.
+// Out of line and aligned: a loop this short is a third slower where it straddles lines of instructions.
 template <class Logit>
-__attribute__((noinline)) void widen_block(const Logit* x, float* out) {
-  for (int i = 0; i < kBlock; ++i) out[i] = to_float(x[i]);
+__attribute__((noinline, aligned(64))) void widen_block(const Logit* x, float* out) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kBlock; i += kLanes)
+    for (int j = 0; j < kLanes; ++j) out[i + j] = to_float(x[i + j]);
 }
 
 template <class Logit>
