@@ -102,8 +102,6 @@ def sampling(batch: int, vocab_size: int, prompt_tokens: int) -> dict[str, Calla
     return {
         PEER: transformers_step,
         OURS: ours(PARAMETERS),
-        "exactly k": ours(PARAMETERS | {"keep_ties": False}),
-        "exactly k, no min_p": ours(PARAMETERS | {"keep_ties": False, "min_p": 0.0}),
     }
 
 
@@ -132,7 +130,6 @@ def generating(
     return {
         PEER: call(model.generate),
         OURS: call(generate_with(model), seed=0),
-        "exactly k": call(generate_with(model, keep_ties=False), seed=0),
         "and our attention": call(generate_with(attending), seed=0),
         "transformers, greedy": call(model.generate, do_sample=False, repetition_penalty=1.0),
     }
