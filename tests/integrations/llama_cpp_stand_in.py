@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 VOCAB_SIZE, END = 300, 7
+CANDIDATE = [("id", np.intc), ("logit", np.single), ("p", np.single)]  # llama_token_data
 
 
 class Llama:
@@ -61,9 +62,7 @@ class Llama:
         self.eval(list(prompt))
         new = []
         while True:
-            candidates = np.recarray(
-                VOCAB_SIZE, dtype=[("id", np.intc), ("logit", np.single), ("p", np.single)]
-            )
+            candidates = np.recarray(VOCAB_SIZE, dtype=CANDIDATE)
             candidates.logit[:] = self._logits
             ids = self.input_ids[: self.n_tokens]
             try:

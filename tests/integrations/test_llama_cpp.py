@@ -71,8 +71,7 @@ def test_both_ways_give_what_sample_gives_on_the_same_logits(parameters):
 def test_a_processor_leaves_one_token_in_place_and_needs_no_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     processor = FusedLogitsProcessor(Llama(), ts.SamplingParams(seed=1))
-    candidates = np.zeros(VOCAB_SIZE, dtype=[("id", np.intc), ("logit", np.single), ("p", np.single)])
-    scores = candidates["logit"]
+    scores = np.zeros(VOCAB_SIZE, dtype=stand_in.CANDIDATE)["logit"]
     assert processor(np.array(PROMPT, np.intc), scores) is scores
     assert sorted(np.unique(scores, return_counts=True)[1]) == [1, VOCAB_SIZE - 1]
     assert (scores.max(), scores.min()) == (0, -np.inf)
@@ -172,10 +171,10 @@ def test_bad_arguments_are_named_before_anything_is_computed(error, words, promp
     assert llama._evaluated == []
 
 
-# ---- the engine itself: pip install llama-cpp-python, then pytest -m peer tests/integrations -----------------
+# ---- the engine itself: pip install llama-cpp-python, then pytest -m peer tests/integrations --------------
 @pytest.fixture(scope="module")
 def real():
-    """SmolLM2 in llama.cpp; the logits of all tokens are kept, as llama-cpp-python's log probabilities want."""
+    """SmolLM2 in llama.cpp; it keeps the logits of all tokens, as its log probabilities need."""
     llama_cpp = pytest.importorskip("llama_cpp")
     from tokenstep.models.load import find_model
 

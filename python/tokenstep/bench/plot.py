@@ -33,6 +33,7 @@ def plot(report: Report, path: Path) -> None:
         "attention": _plot_attention,
         "serve": _plot_serve,
         "generate": _plot_generate,
+        "integrations": _plot_integrations,
     }[report.bench]
     figure = draw(report, pyplot)
     m = report.machine
@@ -171,6 +172,29 @@ def _plot_generate(report: Report, pyplot: Any) -> Any:
         axis.set_xlabel("texts at a time" if along == "batch" else "tokens")
         axis.set_title(title, fontsize=9)
     axes[0].legend(fontsize=7)
+    return figure
+
+
+def _plot_integrations(report: Report, pyplot: Any) -> Any:
+    panels = dict.fromkeys((row["engine"], row["measures"]) for row in report.rows)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False)
+    for axis, (engine, measures) in zip(axes.flat, panels, strict=True):
+        rows = [row for row in report.rows if (row["engine"], row["measures"]) == (engine, measures)]
+        cases = list(dict.fromkeys((row["batch"], row["sampling"]) for row in rows))
+        impls = list(dict.fromkeys(row["impl"] for row in rows))
+        width = 0.8 / len(impls)
+        for number, impl in enumerate(impls):
+            of_impl = [row for row in rows if row["impl"] == impl]
+            at = [cases.index((row["batch"], row["sampling"])) + number * width for row in of_impl]
+            color = COLORS["transformers"] if impl == engine else f"C{number - 1}"
+            axis.bar(at, [row["median_us"] / 1e3 for row in of_impl], width, label=impl, color=color)
+        places = [place + 0.4 - width / 2 for place in range(len(cases))]
+        axis.set_xticks(places, [f"batch {batch}\n{sampling}" for batch, sampling in cases], fontsize=7)
+        axis.set_ylabel("milliseconds a step")
+        axis.set_title(
+            f"{engine}: {'sampling alone' if measures == 'sampling' else 'generation'}", fontsize=9
+        )
+        axis.legend(fontsize=6)
     return figure
 
 

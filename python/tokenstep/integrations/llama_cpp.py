@@ -9,7 +9,7 @@ Two ways, each of use alone:
 
 Of llama-cpp-python, whose package is imported when a text begins, this uses what 0.3.36 has: of ``Llama`` the
 methods ``eval``, ``reset``, ``n_vocab``, ``n_ctx``, ``token_eos`` and the attributes ``ctx``, ``model``,
-``n_tokens``, ``input_ids``; of its C functions those in :class:`_Engine`.
+``n_tokens``, ``input_ids``; of its C functions those in :class:`Engine`.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ def generate(
         )
     if max_tokens is not None and max_tokens < 0:
         raise ValueError(f"{_OP}.generate: max_tokens = {max_tokens}, expected at least 0")
-    draw = _Draw("generate", llama, params or SamplingParams())
+    draw = Draw("generate", llama, params or SamplingParams())
     draw.begin(prompt)
     count = room if max_tokens is None else min(room, max_tokens)
-    return _generate(_Engine(llama), draw, prompt, count, ignore_eos=ignore_eos)
+    return _generate(Engine(llama), draw, prompt, count, ignore_eos=ignore_eos)
 
 
 def _generate(
-    engine: _Engine, draw: _Draw, prompt: npt.NDArray[np.intc], count: int, *, ignore_eos: bool
+    engine: Engine, draw: Draw, prompt: npt.NDArray[np.intc], count: int, *, ignore_eos: bool
 ) -> Iterator[Token]:
     if count == 0:
         return
@@ -125,9 +125,9 @@ class FusedLogitsProcessor:
     One object serves any number of texts, one at a time: ids that do not go on where the last text stood
     begin a new one, with its own history and positions from 0.
 
-    llama.cpp calls processors from C, where Python ignores exceptions (it prints them). So a step that cannot be
-    sampled (NaN or +inf among the logits, no token left) ends the text by its end token and keeps the reason
-    in :attr:`error`. ``create_completion(…, stopping_criteria=processor.stopping_criterion)`` raises it.
+    llama.cpp calls processors from C, where Python prints exceptions and ignores them. So a step that cannot
+    be sampled (NaN or +inf among the logits, no token left) ends the text by its end token and keeps the
+    reason in :attr:`error`. ``create_completion`` raises it if it is given :meth:`stopping_criterion`.
 
     Attributes:
         error: Why the last text could not go on; None if it could.
@@ -145,7 +145,7 @@ class FusedLogitsProcessor:
             ValueError: A parameter is out of range.
         """
         self.error: ValueError | None = None
-        self._draw = _Draw("FusedLogitsProcessor", llama, params or SamplingParams())
+        self._draw = Draw("FusedLogitsProcessor", llama, params or SamplingParams())
         self._end = int(llama.token_eos())
         self._logits = np.empty((1, llama.n_vocab()), np.float32)
         self._text = np.empty(0, np.intc)
@@ -180,13 +180,13 @@ class FusedLogitsProcessor:
         return scores
 
     def stopping_criterion(self, input_ids: Any, logits: Any) -> bool:
-        """Raises :attr:`error`, if there is one; else the text goes on."""
+        """For ``stopping_criteria=``: raises :attr:`error`, if there is one; else the text goes on."""
         if self.error is not None:
             raise self.error
         return False
 
 
-class _Draw:
+class Draw:
     """Tokens of one text after another from their logits."""
 
     def __init__(self, op: str, llama: Any, params: SamplingParams) -> None:
@@ -221,7 +221,7 @@ class _Draw:
         return Token(token, float(out.logprobs[0]), int(out.ranks[0]), top)
 
 
-class _Engine:
+class Engine:
     """A Llama, and what only llama-cpp-python's C functions give of it."""
 
     def __init__(self, llama: Any) -> None:
@@ -239,7 +239,7 @@ class _Engine:
         if not pointer:
             raise RuntimeError(f"{_OP}: llama.cpp has no logits of the last token")
         address = ctypes.addressof(pointer.contents)
-        if address != self._address:  # llama.cpp keeps its buffer; a new view takes microseconds
+        if address != self._address:  # llama.cpp keeps its buffer, and a new view takes microseconds
             self._address = address
             self._view = np.ctypeslib.as_array(pointer, (1, self.llama.n_vocab()))
         return self._view
