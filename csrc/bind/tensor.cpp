@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <unordered_map>
 
 #include "common/check.h"
@@ -40,6 +41,8 @@ struct TypeRecord {
   const ExchangeApi* exchange = nullptr;
   bool is_torch = false;
   bool is_plain_torch = false;  // torch.Tensor or Parameter themselves; subclasses may lie about their memory
+  bool is_jax = false;
+  bool is_cupy = false;
 };
 
 const TypeRecord& record_of_type(nb::handle handle) {
@@ -60,6 +63,9 @@ const TypeRecord& record_of_type(nb::handle handle) {
     const std::string name = nb::cast<std::string>(nb::str(nb::getattr(base, "__name__", nb::str(""))));
     const bool is_tensor = (module == "torch" && name == "Tensor");
     record.is_torch |= is_tensor;
+    const std::string library = module.substr(0, module.find('.'));
+    record.is_jax |= library == "jax" || library == "jaxlib";
+    record.is_cupy |= library == "cupy";
     if (base.is(handle))
       record.is_plain_torch = is_tensor || (module == "torch.nn.parameter" && name == "Parameter");
   }
@@ -161,6 +167,34 @@ void refuse_unusable_torch_tensor(const char* op, const char* argument, nb::hand
                      argument, argument);
 }
 
+// CuPy has no exchange table: what such a table gives is asked of its Python functions.
+nb::object cupy_function(const char* module, const char* name) {
+  return nb::module_::import_(module).attr(name);
+}
+
+void* cupy_stream(int device_id) {
+  return reinterpret_cast<void*>(
+      nb::cast<uintptr_t>(cupy_function("cupy.cuda", "get_current_stream")(device_id).attr("ptr")));
+}
+
+// Told the stream of the launch, CuPy has nothing to wait for; told none, it would make the default stream
+// wait, which a stream that is being captured must not do. The protocol calls the default stream 1.
+nb::object cupy_dlpack(nb::handle source) {
+  const int device_id = nb::cast<int>(source.attr("__dlpack_device__")()[1]);
+  const auto stream = reinterpret_cast<uintptr_t>(cupy_stream(device_id));
+  return source.attr("__dlpack__")(nb::arg("stream") = stream == 0 ? 1 : stream);
+}
+
+nb::object cupy_empty(const Tensor& like, DType dtype, std::initializer_list<int64_t> shape) {
+  nb::list sizes;
+  for (const int64_t size : shape) sizes.append(size);
+  const nb::object device = cupy_function("cupy.cuda", "Device")(like.device_id);
+  device.attr("__enter__")();
+  const auto leave = [](PyObject* d) { nb::handle(d).attr("__exit__")(nb::none(), nb::none(), nb::none()); };
+  const std::unique_ptr<PyObject, decltype(leave)> entered(device.ptr(), leave);
+  return cupy_function("cupy", "empty")(nb::tuple(sizes), nb::arg("dtype") = name_of(dtype));
+}
+
 void take_view(Tensor& out, const nb::dlpack::dltensor& view) {
   if (view.ndim > kMaxDims)
     raise<ValueError>(out.op, "%s has %d dimensions, expected at most %d", out.argument, view.ndim, kMaxDims);
@@ -199,14 +233,18 @@ Tensor tensor_from(const char* op, const char* argument, nb::handle source, Acce
   if (!nb::hasattr(source, "__dlpack__"))
     raise<TypeError>(op, "%s is a %s, expected an array that speaks DLPack (torch, NumPy, CuPy, JAX)",
                      argument, python_type_name(source).c_str());
-  if (!nb::try_cast(source, out.keep_alive)) {
+  if (access == Access::kWrite && record.is_jax)  // its DLPack form does not say so
+    raise<ValueError>(op, "%s is a %s, which is immutable, expected an array to write to", argument,
+                      python_type_name(source).c_str());
+  const nb::object cupy_capsule = record.is_cupy ? cupy_dlpack(source) : nb::object();
+  if (!nb::try_cast(record.is_cupy ? nb::handle(cupy_capsule) : source, out.keep_alive)) {
     PyErr_Clear();
     nb::object capsule = nb::steal(PyObject_CallMethod(source.ptr(), "__dlpack__", nullptr));
     const std::string reason = capsule.is_valid() ? "its DLPack form is not understood" : take_python_error();
     raise<TypeError>(op, "%s is a %s that cannot be read through DLPack: %s", argument,
                      python_type_name(source).c_str(), reason.c_str());
   }
-  if (access == Access::kWrite) {
+  if (access == Access::kWrite && !record.is_cupy) {  // whose arrays all are
     nb::ndarray<> writable;
     if (!nb::try_cast(source, writable))
       raise<ValueError>(op, "%s is read-only, expected an array to write to", argument);
@@ -320,10 +358,15 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
     take_view(view, own);
     return result;
   }
+  if (like.source.is_valid() && record_of(like.source).is_cupy) {
+    nb::object result = cupy_empty(like, dtype, shape);
+    view = tensor_from(like.op, "out", result, Access::kWrite);
+    return result;
+  }
   if (!like.on_cpu())
-    raise<TypeError>(like.op,
-                     "%s is on %s: its library cannot make arrays there for outputs; pass torch tensors",
-                     like.argument, device_name(like.device_type, like.device_id).c_str());
+    raise<TypeError>(
+        like.op, "%s is on %s: its library cannot make arrays there for outputs; pass torch or CuPy arrays",
+        like.argument, device_name(like.device_type, like.device_id).c_str());
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
   char* memory = new char[static_cast<size_t>(count) * bytes_of(dtype) + 1];
@@ -363,13 +406,14 @@ void* stream_of(const ExchangeApi* exchange, int device_type, int device_id) {
 }  // namespace
 
 void* current_stream(const Tensor& tensor) {
+  if (tensor.device_type == kCuda && record_of(tensor.source).is_cupy) return cupy_stream(tensor.device_id);
   return stream_of(tensor.exchange, tensor.device_type, tensor.device_id);
 }
 
 void* current_stream(int device_type, int device_id) {
   if (device_type != kCuda) return nullptr;
   const nb::dict modules = nb::borrow<nb::dict>(PyImport_GetModuleDict());
-  if (!modules.contains("torch")) return nullptr;
+  if (!modules.contains("torch")) return modules.contains("cupy") ? cupy_stream(device_id) : nullptr;
   return stream_of(record_of_type(nb::object(modules["torch"].attr("Tensor"))).exchange, device_type,
                    device_id);
 }
