@@ -138,7 +138,7 @@ def test_logits_that_cannot_be_sampled_end_a_text_with_the_reason(value, why, ca
     assert llama.create_completion(PROMPT, 9, **processor.options)[2:] == [END]
     assert "token 2 of this text" in capsys.readouterr().err
     assert str(processor.error).startswith("tokenstep.integrations.llama_cpp.FusedLogitsProcessor")
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(ValueError, match=f"FusedLogitsProcessor: token 2 of this text: {why}"):
         llama.create_completion(
             PROMPT, 9, **processor.options, stopping_criteria=processor.stopping_criterion
         )
