@@ -8,23 +8,15 @@ import pytest
 from llama_cpp_stand_in import END, VOCAB_SIZE, Llama
 
 import tokenstep as ts
+from tokenstep.bench.generate import PARAMETERS as ALL_PARAMETERS
 from tokenstep.integrations.llama_cpp import FusedLogitsProcessor, Token, generate
 
 PROMPT = [5, 9, 9, 120, 44]
 ENDLESS = {"logit_bias": {END: -np.inf}}
-EVERYTHING = {
-    "temperature": 0.8,
-    "top_k": 50,
-    "top_p": 0.95,
-    "min_p": 0.05,
-    "presence_penalty": 0.1,
-    "frequency_penalty": 0.1,
-    "repetition_penalty": 1.1,
-}
 PARAMETERS = {
     "greedy": {"temperature": 0.0, **ENDLESS},
     "plain": {"seed": -4, **ENDLESS},
-    "everything": {"seed": 1 << 63, **EVERYTHING, "logit_bias": {END: -np.inf, 3: 2.5}},
+    "everything": {"seed": 1 << 63, **ALL_PARAMETERS, "logit_bias": {END: -np.inf, 3: 2.5}},
     "log probabilities": {"seed": 3, "logprobs": 2, **ENDLESS},
 }
 
@@ -106,7 +98,7 @@ def test_what_two_prompts_share_is_computed_once_where_the_model_can_forget_the_
 
 
 def test_texts_do_not_depend_on_those_beside_or_before_them():
-    params = [ts.SamplingParams(seed=seed, **EVERYTHING, **ENDLESS) for seed in (1, 2)]
+    params = [ts.SamplingParams(seed=seed, **ALL_PARAMETERS, **ENDLESS) for seed in (1, 2)]
     alone = [ids(Llama(), PROMPT, one, max_tokens=8) for one in params]
     assert alone[0] != alone[1]
     side_by_side = zip(*(generate(Llama(), PROMPT, one, max_tokens=8) for one in params), strict=True)
@@ -181,7 +173,7 @@ def real():
     return llama_cpp.Llama(str(find_model("smollm2")), n_ctx=256, n_threads=2, logits_all=True, verbose=False)
 
 
-SEEDED = ts.SamplingParams(seed=7, **EVERYTHING)
+SEEDED = ts.SamplingParams(seed=7, **ALL_PARAMETERS)
 
 
 @pytest.mark.peer
@@ -209,7 +201,7 @@ def test_streams_stop_strings_and_log_probabilities_go_on_working(real):
     assert stopped["text"] == whole[: whole.index(stop)]
     assert stopped["finish_reason"] == "stop"
     expected = [
-        t.logprob for t in generate(real, tokens, ts.SamplingParams(seed=7, **EVERYTHING, logprobs=0))
+        t.logprob for t in generate(real, tokens, ts.SamplingParams(seed=7, **ALL_PARAMETERS, logprobs=0))
     ]
     got = stopped["logprobs"]["token_logprobs"]
     np.testing.assert_allclose(got, expected[: len(got)], atol=1e-4)

@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from tokenstep.bench.peers.llama_cpp_python import sampler_chain
+from tokenstep.bench.peers.llama_cpp_python import describe_build, sampler_chain
 from tokenstep.integrations.llama_cpp import Draw, Engine, FusedLogitsProcessor, generate
 from tokenstep.sampling import SamplingParams
 
@@ -35,8 +35,7 @@ class Peer:
 
     def describe(self) -> dict[str, Any]:
         """The package's version, and what the build says that it uses."""
-        features = llama_cpp.llama_print_system_info().decode().strip()
-        return {"version": f"llama-cpp-python {llama_cpp.__version__}", "details": features}
+        return describe_build()
 
     def generate(
         self, prompts: list[list[int]], output_tokens: int, sampling: dict[str, float] | None

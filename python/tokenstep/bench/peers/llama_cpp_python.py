@@ -31,8 +31,7 @@ class Peer:
 
     def describe(self) -> dict[str, Any]:
         """The package's version, and what the build says that it uses."""
-        features = llama_cpp.llama_print_system_info().decode().strip()
-        return {"version": f"llama-cpp-python {llama_cpp.__version__}", "details": features}
+        return describe_build()
 
     def generate(
         self, prompts: list[list[int]], output_tokens: int, sampling: dict[str, float] | None
@@ -130,3 +129,9 @@ def sampler_chain(vocab_size: int, sampling: dict[str, float] | None, prompt: li
     for token in prompt:  # which counts for the penalties
         llama_cpp.llama_sampler_accept(chain, token)
     return chain
+
+
+def describe_build() -> dict[str, Any]:
+    """The package's version, and what the build says that it uses."""
+    features = llama_cpp.llama_print_system_info().decode().strip()
+    return {"version": f"llama-cpp-python {llama_cpp.__version__}", "details": features}
