@@ -190,7 +190,10 @@ nb::object cupy_empty(const Tensor& like, DType dtype, std::initializer_list<int
   for (const int64_t size : shape) sizes.append(size);
   const nb::object device = cupy_function("cupy.cuda", "Device")(like.device_id);
   device.attr("__enter__")();
-  const auto leave = [](PyObject* d) { nb::handle(d).attr("__exit__")(nb::none(), nb::none(), nb::none()); };
+  const auto leave = [](PyObject* d) {  // runs while an exception may be under way: it must throw none
+    const nb::object left = nb::steal(PyObject_CallMethod(d, "__exit__", "OOO", Py_None, Py_None, Py_None));
+    if (!left.is_valid()) PyErr_WriteUnraisable(d);
+  };
   const std::unique_ptr<PyObject, decltype(leave)> entered(device.ptr(), leave);
   return cupy_function("cupy", "empty")(nb::tuple(sizes), nb::arg("dtype") = name_of(dtype));
 }

@@ -127,8 +127,10 @@ def cupy(monkeypatch):
     @contextlib.contextmanager
     def device(number):
         asked.append(("enter", number))
-        yield
-        asked.append(("exit", number))
+        try:
+            yield
+        finally:
+            asked.append(("exit", number))
 
     cuda = types.ModuleType("cupy.cuda")
     cuda.Device = device
@@ -165,6 +167,16 @@ def test_cupy_is_told_the_stream_of_the_launch_by_dlpacks_number(cupy):
         assert made.step(cupy.ndarray(LOGITS), out=out) is out
         np.testing.assert_array_equal(out.tokens.values, LOGITS.argmax(1))
         assert set(cupy.asked) == {("stream", told)}
+
+
+def test_an_error_of_cupys_allocator_leaves_the_device_and_comes_through(cupy):
+    def full(shape, dtype):
+        raise MemoryError("out of GPU memory")
+
+    cupy.empty = full
+    with pytest.raises(MemoryError, match="out of GPU memory"):
+        ts.sample(cupy.ndarray(LOGITS))
+    assert cupy.asked[-2:] == [("enter", 0), ("exit", 0)]
 
 
 @pytest.mark.cuda
