@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <unordered_map>
 
+#include "bind/cupy.h"
 #include "common/check.h"
 
 namespace tokenstep::bind {
@@ -167,37 +167,6 @@ void refuse_unusable_torch_tensor(const char* op, const char* argument, nb::hand
                      argument, argument);
 }
 
-// CuPy has no exchange table: what such a table gives is asked of its Python functions.
-nb::object cupy_function(const char* module, const char* name) {
-  return nb::module_::import_(module).attr(name);
-}
-
-void* cupy_stream(int device_id) {
-  return reinterpret_cast<void*>(
-      nb::cast<uintptr_t>(cupy_function("cupy.cuda", "get_current_stream")(device_id).attr("ptr")));
-}
-
-// Told the stream of the launch, CuPy has nothing to wait for; told none, it would make the default stream
-// wait, which a stream that is being captured must not do. The protocol calls the default stream 1.
-nb::object cupy_dlpack(nb::handle source) {
-  const int device_id = nb::cast<int>(source.attr("__dlpack_device__")()[1]);
-  const auto stream = reinterpret_cast<uintptr_t>(cupy_stream(device_id));
-  return source.attr("__dlpack__")(nb::arg("stream") = stream == 0 ? 1 : stream);
-}
-
-nb::object cupy_empty(const Tensor& like, DType dtype, std::initializer_list<int64_t> shape) {
-  nb::list sizes;
-  for (const int64_t size : shape) sizes.append(size);
-  const nb::object device = cupy_function("cupy.cuda", "Device")(like.device_id);
-  device.attr("__enter__")();
-  const auto leave = [](PyObject* d) {  // runs while an exception may be under way: it must throw none
-    const nb::object left = nb::steal(PyObject_CallMethod(d, "__exit__", "OOO", Py_None, Py_None, Py_None));
-    if (!left.is_valid()) PyErr_WriteUnraisable(d);
-  };
-  const std::unique_ptr<PyObject, decltype(leave)> entered(device.ptr(), leave);
-  return cupy_function("cupy", "empty")(nb::tuple(sizes), nb::arg("dtype") = name_of(dtype));
-}
-
 void take_view(Tensor& out, const nb::dlpack::dltensor& view) {
   if (view.ndim > kMaxDims)
     raise<ValueError>(out.op, "%s has %d dimensions, expected at most %d", out.argument, view.ndim, kMaxDims);
@@ -239,7 +208,7 @@ Tensor tensor_from(const char* op, const char* argument, nb::handle source, Acce
   if (access == Access::kWrite && record.is_jax)  // its DLPack form does not say so
     raise<ValueError>(op, "%s is a %s, which is immutable, expected an array to write to", argument,
                       python_type_name(source).c_str());
-  const nb::object cupy_capsule = record.is_cupy ? cupy_dlpack(source) : nb::object();
+  const nb::object cupy_capsule = record.is_cupy ? cupy::dlpack_of(source) : nb::object();
   if (!nb::try_cast(record.is_cupy ? nb::handle(cupy_capsule) : source, out.keep_alive)) {
     PyErr_Clear();
     nb::object capsule = nb::steal(PyObject_CallMethod(source.ptr(), "__dlpack__", nullptr));
@@ -362,7 +331,7 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
     return result;
   }
   if (like.source.is_valid() && record_of(like.source).is_cupy) {
-    nb::object result = cupy_empty(like, dtype, shape);
+    nb::object result = cupy::empty(shape, name_of(dtype), like.device_id);
     view = tensor_from(like.op, "out", result, Access::kWrite);
     return result;
   }
@@ -409,14 +378,15 @@ void* stream_of(const ExchangeApi* exchange, int device_type, int device_id) {
 }  // namespace
 
 void* current_stream(const Tensor& tensor) {
-  if (tensor.device_type == kCuda && record_of(tensor.source).is_cupy) return cupy_stream(tensor.device_id);
+  if (!tensor.exchange && tensor.device_type == kCuda && record_of(tensor.source).is_cupy)
+    return cupy::current_stream(tensor.device_id);
   return stream_of(tensor.exchange, tensor.device_type, tensor.device_id);
 }
 
 void* current_stream(int device_type, int device_id) {
   if (device_type != kCuda) return nullptr;
   const nb::dict modules = nb::borrow<nb::dict>(PyImport_GetModuleDict());
-  if (!modules.contains("torch")) return modules.contains("cupy") ? cupy_stream(device_id) : nullptr;
+  if (!modules.contains("torch")) return modules.contains("cupy") ? cupy::current_stream(device_id) : nullptr;
   return stream_of(record_of_type(nb::object(modules["torch"].attr("Tensor"))).exchange, device_type,
                    device_id);
 }
