@@ -70,16 +70,18 @@ nb::tuple sample(nb::handle logits, nb::handle temperature, nb::handle top_k, nb
                  nb::handle min_p, nb::handle repetition_penalty, nb::handle presence_penalty,
                  nb::handle frequency_penalty, nb::handle prompt_tokens, nb::handle output_tokens,
                  nb::handle logit_bias, nb::handle token_bitmask, nb::handle seed, nb::handle position,
-                 nb::handle substream, nb::handle logprobs, nb::handle logprobs_mode, nb::handle check) {
+                 nb::handle substream, nb::handle logprobs, nb::handle logprobs_mode, nb::handle check,
+                 nb::handle semantics, nb::handle penalty_last_n) {
   constexpr const char* kOp = "sample";
   const cpu::FpEnvironment environment;  // the rounding of parameters must not flush subnormal numbers either
   const Tensor x = read_logits(kOp, logits);
-  RowInputs inputs =
-      read_rows(kOp,
-                {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
-                 prompt_tokens, output_tokens, logit_bias, seed, position, substream},
-                x);
-  SampleParams params = params_of(kOp, x, token_bitmask);
+  const Semantics meaning = read_semantics(kOp, semantics);
+  RowInputs inputs = read_rows(
+      kOp,
+      {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+       prompt_tokens, output_tokens, logit_bias, seed, position, substream, meaning, penalty_last_n},
+      x);
+  SampleParams params = params_of(kOp, x, token_bitmask, meaning);
   const int num_logprobs = read_num_logprobs(kOp, logprobs);
   params.logprobs_mode = read_logprobs_mode(kOp, logprobs_mode);
   for (RowParams& row : inputs.rows) row.num_logprobs = num_logprobs;
@@ -126,17 +128,19 @@ void refuse_overlap(const char* op, const Tensor& x, const Tensor& out) {
 nb::tuple apply_logits(nb::handle logits, nb::handle temperature, nb::handle top_k, nb::handle top_p,
                        nb::handle min_p, nb::handle repetition_penalty, nb::handle presence_penalty,
                        nb::handle frequency_penalty, nb::handle prompt_tokens, nb::handle output_tokens,
-                       nb::handle logit_bias, nb::handle token_bitmask, nb::handle out, nb::handle check) {
+                       nb::handle logit_bias, nb::handle token_bitmask, nb::handle out, nb::handle check,
+                       nb::handle semantics, nb::handle penalty_last_n) {
   constexpr const char* kOp = "apply_logits";
   const cpu::FpEnvironment environment;
   const Tensor x = read_logits(kOp, logits);
+  const Semantics meaning = read_semantics(kOp, semantics);
   const nb::int_ zero(0);
   RowInputs inputs =
       read_rows(kOp,
                 {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
-                 prompt_tokens, output_tokens, logit_bias, zero, zero, zero},
+                 prompt_tokens, output_tokens, logit_bias, zero, zero, zero, meaning, penalty_last_n},
                 x);
-  ApplyLogitsParams params{params_of(kOp, x, token_bitmask), nullptr, 0};
+  ApplyLogitsParams params{params_of(kOp, x, token_bitmask, meaning), nullptr, 0};
   Tensor result, status;
   nb::object result_array;
   if (out.is_none()) {
@@ -173,7 +177,8 @@ void register_sample(nb::module_& m) {
         any_object("logit_bias") = nb::none(), any_object("token_bitmask") = nb::none(),
         any_object("seed") = nb::none(), any_object("position") = 0, any_object("substream") = 0,
         any_object("logprobs") = nb::none(), any_object("logprobs_mode") = "raw",
-        any_object("check") = nb::none(),
+        any_object("check") = nb::none(), any_object("semantics") = "tokenstep",
+        any_object("penalty_last_n") = nb::none(),
         "(tokens, status, logprobs, ranks, top_tokens, top_logprobs) of each row; the last four None without "
         "logprobs.");
   m.def("apply_logits", &apply_logits, any_object("logits"), any_object("temperature") = 1.0,
@@ -182,7 +187,9 @@ void register_sample(nb::module_& m) {
         any_object("frequency_penalty") = 0.0, any_object("prompt_tokens") = nb::none(),
         any_object("output_tokens") = nb::none(), any_object("logit_bias") = nb::none(),
         any_object("token_bitmask") = nb::none(), any_object("out") = nb::none(),
-        any_object("check") = nb::none(), "(out, status): float32 logits after the filters, -inf where cut.");
+        any_object("check") = nb::none(), any_object("semantics") = "tokenstep",
+        any_object("penalty_last_n") = nb::none(),
+        "(out, status): float32 logits after the filters, -inf where cut.");
   register_sampler(m);
 }
 

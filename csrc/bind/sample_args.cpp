@@ -142,6 +142,28 @@ void read_numbers(const Reader& reader, const RowArguments& arguments) {
   read_seeds(reader, arguments.seed);
 }
 
+// How many of the last tokens penalties count: an argument of llama.cpp's rules alone.
+void read_penalty_last_n(const Reader& reader, const RowArguments& arguments) {
+  constexpr int kDefault = 64;
+  const Label argument{reader.op, "penalty_last_n"};
+  const bool counts_last = arguments.semantics == Semantics::kLlamaCpp;
+  if (arguments.penalty_last_n.is_none()) {
+    for (RowParams& row : reader.rows()) row.penalty_last_n = counts_last ? kDefault : 0;
+    return;
+  }
+  if (!counts_last)
+    raise<ValueError>(reader.op, "penalty_last_n = %s, expected None unless semantics = 'llama.cpp'",
+                      nb::repr(arguments.penalty_last_n).c_str());
+  read_values<Int128>(
+      argument, arguments.penalty_last_n, static_cast<int>(reader.rows().size()),
+      [](const Tensor&) { return false; },
+      [&](int row, Int128 value, const Label& label) {
+        if (value < -1 || value > kMaxPenaltyLastN)
+          label.reject(value, "-1 \u2264 penalty_last_n \u2264 2^20");
+        if (row >= 0) reader.rows()[static_cast<size_t>(row)].penalty_last_n = static_cast<int32_t>(value);
+      });
+}
+
 void expect_plain_values(const char* op, const RowArguments& a) {
   const std::pair<const char*, nb::handle> values[] = {
       {"temperature", a.temperature},
@@ -153,6 +175,7 @@ void expect_plain_values(const char* op, const RowArguments& a) {
       {"frequency_penalty", a.frequency_penalty},
       {"seed", a.seed},
       {"substream", a.substream},
+      {"penalty_last_n", a.penalty_last_n},
   };
   for (const auto& [name, value] : values)
     if (PyList_Check(value.ptr()) || PyTuple_Check(value.ptr()))
@@ -173,6 +196,7 @@ void RowInputs::drop_history() {
   for (RowParams& row : rows) row.history_size = 0;
   history_ids.clear();
   history_counts.clear();
+  window_tokens.clear();
 }
 
 void RowInputs::sort_histories() {
@@ -201,7 +225,7 @@ void RowInputs::point_rows(int32_t* to_history_ids, uint32_t* to_history_counts,
 
 size_t RowInputs::packed_bytes() const {
   return rows.size() * sizeof(RowParams) + history_ids.size() * (sizeof(int32_t) + sizeof(uint32_t)) +
-         bias_ids.size() * (sizeof(int32_t) + sizeof(float));
+         bias_ids.size() * (sizeof(int32_t) + sizeof(float)) + window_tokens.size() * sizeof(int32_t);
 }
 
 void RowInputs::pack(void* memory, void* address) {
@@ -210,6 +234,7 @@ void RowInputs::pack(void* memory, void* address) {
   uint32_t* const to_history_counts = take<uint32_t>(at, history_counts.size());
   int32_t* const to_bias_ids = take<int32_t>(at, bias_ids.size());
   point_rows(to_history_ids, to_history_counts, to_bias_ids, take<float>(at, bias_values.size()));
+  if (!window_tokens.empty()) rows[0].window = take<int32_t>(at, window_tokens.size());
 
   char* to = static_cast<char*>(memory);
   const auto copy = [&](const auto& values) {
@@ -222,15 +247,19 @@ void RowInputs::pack(void* memory, void* address) {
   copy(history_counts);
   copy(bias_ids);
   copy(bias_values);
+  copy(window_tokens);
 }
 
 RowInputs read_rows(const char* op, const RowArguments& arguments, const Tensor& logits) {
   RowInputs inputs;
   inputs.resize(static_cast<size_t>(logits.shape[0]));
   const int vocab_size = static_cast<int>(logits.shape[1]);
-  read_numbers({op, inputs, &logits}, arguments);
+  const Reader reader{op, inputs, &logits};
+  read_numbers(reader, arguments);
+  read_penalty_last_n(reader, arguments);
   read_biases(op, arguments.logit_bias, vocab_size, inputs);
-  read_histories(op, arguments.prompt_tokens, arguments.output_tokens, vocab_size, inputs);
+  read_histories(op, arguments, vocab_size, inputs);
+  inputs.window_tokens.clear();
   return inputs;
 }
 
@@ -238,12 +267,14 @@ RowInputs read_one_row(const char* op, const RowArguments& arguments, int vocab_
   RowInputs inputs;
   inputs.resize(1);
   expect_plain_values(op, arguments);
-  read_numbers({op, inputs, nullptr}, arguments);
+  const Reader reader{op, inputs, nullptr};
+  read_numbers(reader, arguments);
+  read_penalty_last_n(reader, arguments);
   read_bias({op, "logit_bias"}, arguments.logit_bias, vocab_size, inputs, 0);
   const auto label = [&](const char* name) { return Label{op, name, 0, -1, true}; };
   inputs.rows[0].position = static_cast<uint64_t>(
       read_history(label("prompt_tokens"), arguments.prompt_tokens, label("output_tokens"),
-                   arguments.output_tokens, vocab_size, inputs, 0));
+                   arguments.output_tokens, arguments.semantics, vocab_size, inputs, 0));
   return inputs;
 }
 
@@ -261,13 +292,14 @@ Tensor read_logits(const char* op, nb::handle logits) {
   return tensor;
 }
 
-SampleParams params_of(const char* op, const Tensor& logits, nb::handle bitmask) {
+SampleParams params_of(const char* op, const Tensor& logits, nb::handle bitmask, Semantics semantics) {
   SampleParams params{};
   params.logits = logits.data;
   params.logits_stride = logits.stride[0];
   params.logits_dtype = logits.dtype;
   params.num_rows = static_cast<int32_t>(logits.shape[0]);
   params.vocab_size = static_cast<int32_t>(logits.shape[1]);
+  params.semantics = semantics;
   if (bitmask.is_none()) return params;
   const Tensor mask = tensor_from(op, "token_bitmask", bitmask);
   const int64_t words = (params.vocab_size + 31) / 32;
@@ -297,6 +329,20 @@ LogprobsMode read_logprobs_mode(const char* op, nb::handle mode) {
     if (PyUnicode_CompareWithASCIIString(mode.ptr(), "processed") == 0) return LogprobsMode::kProcessed;
   }
   raise<ValueError>(op, "logprobs_mode = %s, expected 'raw' or 'processed'", nb::repr(mode).c_str());
+}
+
+Semantics read_semantics(const char* op, nb::handle semantics) {
+  static constexpr std::pair<const char*, Semantics> kNames[] = {{"tokenstep", Semantics::kTokenstep},
+                                                                 {"vllm", Semantics::kVllm},
+                                                                 {"transformers", Semantics::kTransformers},
+                                                                 {"llama.cpp", Semantics::kLlamaCpp}};
+  static PyObject* const kDefault = PyUnicode_InternFromString(kNames[0].first);
+  if (semantics.ptr() == kDefault) return Semantics::kTokenstep;
+  if (PyUnicode_Check(semantics.ptr()))
+    for (const auto& [name, value] : kNames)
+      if (PyUnicode_CompareWithASCIIString(semantics.ptr(), name) == 0) return value;
+  raise<ValueError>(op, "semantics = %s, expected 'tokenstep', 'vllm', 'transformers' or 'llama.cpp'",
+                    nb::repr(semantics).c_str());
 }
 
 void raise_for_status(const char* op, const int32_t* status, int num_rows) {

@@ -16,6 +16,8 @@ struct RowArguments {
   nb::handle temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
   nb::handle prompt_tokens, output_tokens, logit_bias;
   nb::handle seed, position, substream;
+  Semantics semantics;
+  nb::handle penalty_last_n;
 };
 
 // What the kernels see of these arguments: rows, and the lists that they point to.
@@ -29,7 +31,8 @@ struct RowInputs {
   std::vector<uint32_t> history_counts;  // beside the ids
   std::vector<int32_t> bias_ids;
   std::vector<float> bias_values;
-  RowFieldsParams device_fields{};  // parameters in arrays that the host does not read
+  std::vector<int32_t> window_tokens;  // of one row with penalty_last_n > 0: its last tokens, in order
+  RowFieldsParams device_fields{};     // parameters in arrays that the host does not read
 
   void resize(size_t num_rows) {
     rows.resize(num_rows);
@@ -48,13 +51,16 @@ struct RowInputs {
 // backend::kOnHost).
 RowInputs read_rows(const char* op, const RowArguments& arguments, const Tensor& logits);
 
+// Whose meaning the parameters have.
+Semantics read_semantics(const char* op, nb::handle semantics);
+
 // One row, as Sampler.admit takes it: plain values, one sequence of ids, one dict. Its position is not read:
 // it is the number of output tokens.
 RowInputs read_one_row(const char* op, const RowArguments& arguments, int vocab_size);
 
 Tensor read_logits(const char* op, nb::handle logits);  // [B, V] on the module's device
 // Logits, sizes and the bitmask, which lies where the logits lie.
-SampleParams params_of(const char* op, const Tensor& logits, nb::handle bitmask);
+SampleParams params_of(const char* op, const Tensor& logits, nb::handle bitmask, Semantics semantics);
 int read_num_logprobs(const char* op, nb::handle logprobs);  // -1: None
 LogprobsMode read_logprobs_mode(const char* op, nb::handle mode);
 

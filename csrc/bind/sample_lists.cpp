@@ -100,27 +100,41 @@ std::vector<nb::object> sequences_of_rows(const Label& argument, nb::handle sour
 }  // namespace
 
 int64_t read_history(const Label& prompt, nb::handle prompt_tokens, const Label& output,
-                     nb::handle output_tokens, int vocab_size, RowInputs& inputs, size_t row) {
+                     nb::handle output_tokens, Semantics semantics, int vocab_size, RowInputs& inputs,
+                     size_t row) {
   static thread_local UniqueIds unique;
   unique.start_row();
   const size_t begin = inputs.begins[row].history = inputs.history_ids.size();
-  read_ids(prompt, prompt_tokens, vocab_size, [&](int32_t id) { unique.count_of(id, inputs) |= kInPrompt; });
-  const int64_t num_outputs =
-      read_ids(output, output_tokens, vocab_size, [&](int32_t id) { ++unique.count_of(id, inputs); });
+  int64_t num_outputs;
+  if (semantics == Semantics::kLlamaCpp) {
+    std::vector<int32_t>& window = inputs.window_tokens;
+    window.clear();
+    const auto append = [&](int32_t id) { window.push_back(id); };
+    read_ids(prompt, prompt_tokens, vocab_size, append);
+    num_outputs = read_ids(output, output_tokens, vocab_size, append);
+    if (const int32_t last_n = inputs.rows[row].penalty_last_n; last_n >= 0)
+      window.erase(window.begin(), window.end() - std::min<ptrdiff_t>(last_n, std::ssize(window)));
+    for (const int32_t id : window) ++unique.count_of(id, inputs);
+    if (inputs.rows[row].penalty_last_n < 0) window.clear();  // nothing is ever too old
+  } else {
+    read_ids(prompt, prompt_tokens, vocab_size,
+             [&](int32_t id) { unique.count_of(id, inputs) |= kInPrompt; });
+    num_outputs =
+        read_ids(output, output_tokens, vocab_size, [&](int32_t id) { ++unique.count_of(id, inputs); });
+  }
   inputs.rows[row].history_size = static_cast<int32_t>(inputs.history_ids.size() - begin);
   return num_outputs;
 }
 
-void read_histories(const char* op, nb::handle prompt_tokens, nb::handle output_tokens, int vocab_size,
-                    RowInputs& inputs) {
-  if (prompt_tokens.is_none() && output_tokens.is_none()) return;
+void read_histories(const char* op, const RowArguments& arguments, int vocab_size, RowInputs& inputs) {
+  if (arguments.prompt_tokens.is_none() && arguments.output_tokens.is_none()) return;
   const int num_rows = static_cast<int>(inputs.rows.size());
-  const auto prompts = sequences_of_rows({op, "prompt_tokens"}, prompt_tokens, num_rows);
-  const auto outputs = sequences_of_rows({op, "output_tokens"}, output_tokens, num_rows);
+  const auto prompts = sequences_of_rows({op, "prompt_tokens"}, arguments.prompt_tokens, num_rows);
+  const auto outputs = sequences_of_rows({op, "output_tokens"}, arguments.output_tokens, num_rows);
   for (size_t row = 0; row < inputs.rows.size(); ++row) {
     const auto label = [&](const char* name) { return Label{op, name, static_cast<int64_t>(row)}; };
-    read_history(label("prompt_tokens"), prompts[row], label("output_tokens"), outputs[row], vocab_size,
-                 inputs, row);
+    read_history(label("prompt_tokens"), prompts[row], label("output_tokens"), outputs[row],
+                 arguments.semantics, vocab_size, inputs, row);
   }
 }
 

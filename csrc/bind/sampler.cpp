@@ -33,14 +33,17 @@ struct Slot {
   backend::Memory history;
   backend::Memory bias;  // ids, then values
   size_t bias_capacity = 0;
+  backend::Memory window;  // as RowParams::window says
+  size_t window_capacity = 0;
 };
 
 class Sampler {
  public:
-  Sampler(int64_t max_rows, int64_t vocab_size, int device_id)
+  Sampler(int64_t max_rows, int64_t vocab_size, int device_id, nb::handle semantics)
       : max_rows_(read_size("max_rows", max_rows, 1 << 20)),
         vocab_size_(read_size("vocab_size", vocab_size, kMaxVocabSize)),
         device_id_(device_id),
+        semantics_(read_semantics("Sampler", semantics)),
         slots_(static_cast<size_t>(max_rows_)) {
     const backend::Queue queue = current_queue();
     rows_ = backend::allocate_zeroed(slots_.size() * sizeof(RowParams), queue);
@@ -53,17 +56,17 @@ class Sampler {
   void admit(int64_t row, nb::handle temperature, nb::handle top_k, nb::handle top_p, nb::handle min_p,
              nb::handle repetition_penalty, nb::handle presence_penalty, nb::handle frequency_penalty,
              nb::handle logit_bias, nb::handle seed, nb::handle substream, nb::handle logprobs,
-             nb::handle prompt_tokens, nb::handle output_tokens) {
+             nb::handle prompt_tokens, nb::handle output_tokens, nb::handle penalty_last_n) {
     constexpr const char* kOp = "Sampler.admit";
     const cpu::FpEnvironment environment;
     expect_slot(kOp, row);
     RowInputs inputs = read_one_row(
         kOp,
         {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
-         prompt_tokens, output_tokens, logit_bias, seed, nb::handle(), substream},
+         prompt_tokens, output_tokens, logit_bias, seed, nb::handle(), substream, semantics_, penalty_last_n},
         vocab_size_);
     const int num_logprobs = read_num_logprobs(kOp, logprobs);
-    if (!has_penalties(inputs.rows[0])) inputs.drop_history();
+    if (!keeps_history(inputs.rows[0])) inputs.drop_history();
 
     const Use use(*this, kOp);
     const backend::Queue queue = current_queue();
@@ -80,8 +83,11 @@ class Sampler {
     update.history_counts = given.history_counts;
     update.bias_ids = given.bias_ids;
     update.bias_values = given.bias_values;
+    update.window_tokens = given.window;
+    update.window_size = static_cast<int32_t>(inputs.window_tokens.size());
     provide_history(slot, update.row, queue);
     provide_bias(slot, update.row, queue);
+    provide_window(slot, update.row, update.window_size, queue);
     backend::update_slot(update, queue);
     slot.is_admitted = true;
     slot.num_logprobs = num_logprobs;
@@ -114,7 +120,7 @@ class Sampler {
       raise<ValueError>(kOp, "logits is on %s, expected %s like the sampler",
                         device_name(x.device_type, x.device_id).c_str(),
                         device_name(x.device_type, device_id_).c_str());
-    SampleParams params = params_of(kOp, x, token_bitmask);
+    SampleParams params = params_of(kOp, x, token_bitmask, semantics_);
     params.logprobs_mode = read_logprobs_mode(kOp, logprobs_mode);
     params.rows = row_of(0);
     params.num_slots = max_rows_;
@@ -162,8 +168,13 @@ class Sampler {
   }
   RowParams* row_of(int64_t slot) const { return static_cast<RowParams*>(rows_.get()) + slot; }
 
+  // A window of no tokens is llama.cpp's way to switch penalties off.
+  bool keeps_history(const RowParams& row) const {
+    return has_penalties(row) && (semantics_ != Semantics::kLlamaCpp || row.penalty_last_n != 0);
+  }
+
   void provide_history(Slot& slot, RowParams& row, const backend::Queue& queue) const {
-    if (!has_penalties(row)) return;
+    if (!keeps_history(row)) return;
     const size_t size = static_cast<size_t>(vocab_size_);
     if (!slot.history)
       slot.history = backend::allocate_zeroed(size * (sizeof(int32_t) + sizeof(uint32_t)), queue);
@@ -181,6 +192,18 @@ class Sampler {
     }
     row.bias_ids = static_cast<int32_t*>(slot.bias.get());
     row.bias_values = reinterpret_cast<float*>(row.bias_ids + slot.bias_capacity);
+  }
+
+  void provide_window(Slot& slot, RowParams& row, int32_t num_tokens, const backend::Queue& queue) const {
+    row.window = nullptr;
+    if (!keeps_history(row) || row.penalty_last_n <= 0) return;
+    const size_t size = static_cast<size_t>(row.penalty_last_n) + static_cast<size_t>(vocab_size_);
+    if (size > slot.window_capacity) {
+      slot.window = backend::allocate_zeroed(size * sizeof(int32_t), queue);
+      slot.window_capacity = size;
+    }
+    row.window = static_cast<int32_t*>(slot.window.get());
+    row.window_at = num_tokens % row.penalty_last_n;
   }
 
   void read_slots(const char* op, nb::handle rows, const Tensor& logits, SampleParams& params) const {
@@ -226,6 +249,7 @@ class Sampler {
   }
 
   const int max_rows_, vocab_size_, device_id_;
+  const Semantics semantics_;
   std::vector<Slot> slots_;
   uint64_t step_ = 0;
   backend::Memory rows_;  // RowParams of each slot
@@ -237,14 +261,15 @@ class Sampler {
 
 void register_sampler(nb::module_& m) {
   nb::class_<Sampler>(m, "Sampler", "Slots of sampling state that stay in memory between steps.")
-      .def(nb::init<int64_t, int64_t, int>(), nb::arg("max_rows"), nb::arg("vocab_size"),
-           nb::arg("device_id") = 0)
+      .def(nb::init<int64_t, int64_t, int, nb::handle>(), nb::arg("max_rows"), nb::arg("vocab_size"),
+           nb::arg("device_id") = 0, any_object("semantics") = "tokenstep")
       .def("admit", &Sampler::admit, nb::arg("row"), any_object("temperature") = 1.0, any_object("top_k") = 0,
            any_object("top_p") = 1.0, any_object("min_p") = 0.0, any_object("repetition_penalty") = 1.0,
            any_object("presence_penalty") = 0.0, any_object("frequency_penalty") = 0.0,
            any_object("logit_bias") = nb::none(), any_object("seed") = nb::none(),
            any_object("substream") = 0, any_object("logprobs") = nb::none(),
            any_object("prompt_tokens") = nb::none(), any_object("output_tokens") = nb::none(),
+           any_object("penalty_last_n") = nb::none(),
            "Fills a slot (again). Its next token has position len(output_tokens).")
       .def("step", &Sampler::step, any_object("logits"), any_object("rows") = nb::none(),
            any_object("token_bitmask") = nb::none(), any_object("out") = nb::none(),

@@ -107,6 +107,7 @@ class EmulatedBuffers {
     const bool dense = row.history_capacity > 0;
     add(row.history_ids, dense ? row.history_capacity : row.history_size);
     add(row.history_counts, dense ? vocab_size : row.history_size);
+    add(row.window, row.window ? int64_t{row.penalty_last_n} + vocab_size : 0);
     add(row.bias_ids, row.bias_size);
     add(row.bias_values, row.bias_size);
   }

@@ -21,6 +21,10 @@ enum class SampleStatus : int32_t {
 
 enum class LogprobsMode : int32_t { kRaw, kProcessed };
 
+// Whose meaning the parameters have: that of docs/sampling.md, or another engine's (sampling_rules.h).
+enum class Semantics : int32_t { kTokenstep, kVllm, kTransformers, kLlamaCpp };
+constexpr int kMaxPenaltyLastN = 1 << 20;
+
 // Sampling parameters of one row (or of one slot of a Sampler), in the memory of the device that samples, as
 // its lists are: history (unique ids of prompt and output) and logit bias (unique ids, ascending).
 struct alignas(16) RowParams {
@@ -45,8 +49,14 @@ struct alignas(16) RowParams {
   int32_t history_capacity = 0;
   int32_t bias_size = 0;
   int32_t num_logprobs = -1;  // top log probabilities wanted for this row, 0: the token's own only; -1: none
+  // llama.cpp's penalties, which count the last so many tokens of prompt and output together, or all of them
+  // (-1); 0: everybody else's. Of a Sampler's slot the window moves on with its tokens (sampling_history.h).
+  int32_t penalty_last_n = 0;
+  int32_t window_at = 0;  // where in the window the next token goes, in place of the oldest
+  int32_t* window =
+      nullptr;  // [penalty_last_n] tokens, -1: none yet; then [V] the place of an id in its list
 };
-static_assert(sizeof(RowParams) == 96);
+static_assert(sizeof(RowParams) == 112);
 
 struct SampleParams {
   const void* logits;  // [B, V] float32, float16 or bfloat16
@@ -61,6 +71,8 @@ struct SampleParams {
 
   const uint32_t* token_bitmask;  // [B, ceil(V / 32)]: bit i % 32 of word i / 32 allows token i
   int64_t token_bitmask_stride;
+
+  Semantics semantics;
 
   int64_t* tokens;  // [B]
   int32_t* status;  // [B], SampleStatus
@@ -83,6 +95,8 @@ struct SlotUpdate {
   const uint32_t* history_counts;  // beside the ids
   const int32_t* bias_ids;
   const float* bias_values;
+  const int32_t* window_tokens;  // the last tokens, in order
+  int32_t window_size;
 };
 
 // Sampling parameters that only the device knows, one array per parameter, as they go into rows.

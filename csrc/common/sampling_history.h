@@ -9,7 +9,9 @@
 
 namespace tokenstep {
 
-// Occurrences of one token: how often in the output (low 31 bits), and whether in the prompt.
+// Occurrences of one token: how often in the output (low 31 bits), and whether in the prompt. Where penalties
+// count prompt and output together (RowParams::penalty_last_n), the prompt's tokens are counted like the
+// output's.
 constexpr uint32_t kInPrompt = 0x80000000u;
 constexpr uint32_t kOutputCountMask = 0x7fffffffu;
 
@@ -27,6 +29,30 @@ TOKENSTEP_INLINE void record_token(RowParams& row, int32_t token) {
   ++count;
 }
 
+// Does the history forget what is older than a window of tokens? Only of a Sampler's slot; the history of a
+// call holds what its window holds.
+TOKENSTEP_INLINE bool has_window(const RowParams& row) { return row.window != nullptr; }
+
+// A sampled token joins the history of a row with a window, and the oldest token leaves it. The list holds
+// the ids of the window alone: the last of them takes the place of one that is gone.
+TOKENSTEP_INLINE void record_token_in_window(RowParams& row, int32_t token) {
+  ++row.position;
+  int32_t* const places = row.window + row.penalty_last_n;
+  const int32_t oldest = row.window[row.window_at];
+  row.window[row.window_at] = token;
+  row.window_at = row.window_at + 1 < row.penalty_last_n ? row.window_at + 1 : 0;
+  if (oldest == token) return;
+  if (oldest >= 0 && --row.history_counts[oldest] == 0 && row.history_size > 0) {
+    const int32_t last = row.history_ids[--row.history_size];
+    row.history_ids[places[oldest]] = last;
+    places[last] = places[oldest];
+  }
+  if (row.history_counts[token]++ == 0 && row.history_size < row.history_capacity) {
+    places[token] = row.history_size;
+    row.history_ids[row.history_size++] = token;
+  }
+}
+
 // Makes the dense counts of a slot zero again.
 TOKENSTEP_INLINE void clear_history(const RowParams& slot, int32_t first, int32_t step) {
   if (slot.history_capacity <= 0) return;
@@ -39,7 +65,11 @@ TOKENSTEP_INLINE void fill_lists(const SlotUpdate& update, int32_t first, int32_
   for (int32_t i = first; i < row.history_size; i += step) {
     row.history_ids[i] = update.history_ids[i];
     row.history_counts[update.history_ids[i]] = update.history_counts[i];
+    if (has_window(row)) row.window[row.penalty_last_n + update.history_ids[i]] = i;
   }
+  if (has_window(row))
+    for (int32_t i = first; i < row.penalty_last_n; i += step)
+      row.window[i] = i < update.window_size ? update.window_tokens[i] : -1;
   for (int32_t i = first; i < row.bias_size; i += step) {
     row.bias_ids[i] = update.bias_ids[i];
     row.bias_values[i] = update.bias_values[i];

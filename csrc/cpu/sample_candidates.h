@@ -69,6 +69,16 @@ struct Candidates {
     for (int i = 0; i < count; ++i)
       weights[i] = static_cast<uint64_t>(static_cast<int64_t>(weight_of(values[i], 1.0f, x_max)));
   }
+  // Weighs the tempered values of what the cut keeps, which is one of untempered values; returns their sum.
+  uint64_t weigh_tempered(Cut cut, float temperature, float x_max) {
+    uint64_t sum = 0;
+    for (int i = 0; i < count; ++i) {
+      const float value = divide_by_temperature(values[i], temperature);
+      weights[i] = is_kept(values[i], ids[i], cut) ? weight(sub(value, x_max)) : 0;
+      sum += weights[i];
+    }
+    return sum;
+  }
   uint64_t total() const {
     uint64_t sum = 0;
     for (int i = 0; i < count; ++i) sum += weights[i];

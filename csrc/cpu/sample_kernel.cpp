@@ -40,9 +40,10 @@ struct Slices {
 
 template <class Step, class Logit>
 void sample_row(const SampleParams& p, Row<Logit>& row, Step& step) {
-  if (const SampleStatus status = step.prepare(); status != SampleStatus::kSampled)
-    return write_failure(p, row.index, status);
   const bool logprobs = wants_logprobs(p, row.params), raw = p.logprobs_mode == LogprobsMode::kRaw;
+  if (const SampleStatus status = step.prepare(/*ranks_edited=*/logprobs && !raw);
+      status != SampleStatus::kSampled)
+    return write_failure(p, row.index, status);
   step.cut_tokens(/*draws=*/true, logprobs && raw, logprobs && !raw);
   const int32_t token = step.is_greedy_row() ? step.arg_max() : step.draw();
   p.tokens[row.index] = token;
@@ -51,14 +52,17 @@ void sample_row(const SampleParams& p, Row<Logit>& row, Step& step) {
     write_logprobs(p, row, step, token);
   else
     write_no_logprobs(p, row.index);
-  record_token(row.params, token);
+  if (has_window(row.params))
+    record_token_in_window(row.params, token);
+  else
+    record_token(row.params, token);
 }
 
 // Writes the row after step 8. `out` may be the row itself: a block is written after it was read.
 template <class Step, class Logit>
 void apply_logits_to_row(const ApplyLogitsParams& p, Row<Logit>& row, Step& step) {
   float* out = p.out + row.index * p.out_stride;
-  const SampleStatus status = step.prepare();
+  const SampleStatus status = step.prepare(/*ranks_edited=*/false);
   p.sample.status[row.index] = static_cast<int32_t>(status);
   int32_t only = -1;
   if (status == SampleStatus::kSampled) {
@@ -72,7 +76,7 @@ void apply_logits_to_row(const ApplyLogitsParams& p, Row<Logit>& row, Step& step
         const int begin = block * kBlock, size = std::min(kBlock, row.vocab_size - begin);
         for (int i = 0; i < size; ++i) {
           const float value = apply_temperature(x[i], scale);
-          out[begin + i] = is_kept(value, begin + i, cut) ? value : -kInfinity;
+          out[begin + i] = is_kept(value, begin + i, cut) ? step.tempered_late(value) : -kInfinity;
         }
       }
       return;

@@ -45,7 +45,7 @@ void write_top_tokens(const SampleParams& p, Row<Logit>& row, Step& step, View v
   const int64_t first = int64_t{row.index} * p.num_top_logprobs;
   for (int i = 0; i < count; ++i) {
     p.top_tokens[first + i] = c.ids[order[i]];
-    p.top_logprobs[first + i] = log_probability(c.values[order[i]], step.x_max(view), log_sum);
+    p.top_logprobs[first + i] = step.log_probability_of(view, c.values[order[i]], log_sum);
   }
   write_banned_top_tokens(p, row.index, count, wanted);
 }
@@ -56,7 +56,7 @@ void write_logprobs(const SampleParams& p, Row<Logit>& row, Step& step, int32_t 
   const float value = view == View::kRaw ? row.raw_value(token)
                                          : apply_temperature(row.edited_value(token), step.scale(view));
   const float log_sum = log_weight_sum(step.sum_of_weights(view));
-  p.logprobs[row.index] = log_probability(value, step.x_max(view), log_sum);
+  p.logprobs[row.index] = step.log_probability_of(view, value, log_sum);
   if (p.ranks) p.ranks[row.index] = rank_of(step, row.num_blocks, view, value, token);
   write_top_tokens(p, row, step, view, log_sum);
 }

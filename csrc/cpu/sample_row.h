@@ -33,6 +33,12 @@ struct RowScratch {
 
 constexpr int kPrefetchBlocks = 8;
 
+// Out of line, where it is one loop of whole vectors: inlined into others, compilers make less of it.
+template <class Logit>
+__attribute__((noinline)) void widen_block(const Logit* x, float* out) {
+  for (int i = 0; i < kBlock; ++i) out[i] = to_float(x[i]);
+}
+
 template <class Logit>
 class Row {
  public:
@@ -41,6 +47,7 @@ class Row {
         vocab_size(p.vocab_size),
         num_blocks((p.vocab_size + kBlock - 1) / kBlock),
         slot(p.row_slots ? p.row_slots[row_index] : row_index),
+        rules(rules_of(p.semantics)),
         params(p.rows[slot]),
         scratch(memory),
         logits_(static_cast<const Logit*>(p.logits) + row_index * p.logits_stride),
@@ -51,7 +58,8 @@ class Row {
     if (in_range) gather_edits();
     unedited_ = !mask_ && !has_edits_;
     if (in_range && wants_estimates(p)) {
-      estimate_scale_ = inverse_temperature(params.temperature);
+      const bool cuts_untempered = rules.tempers_last && params.top_p < 1.0f;
+      estimate_scale_ = cuts_untempered ? 1.0f : inverse_temperature(params.temperature);
       scratch.estimate.reserve(static_cast<size_t>(num_blocks));
     }
     if (unedited_) {
@@ -64,6 +72,7 @@ class Row {
   Row& operator=(const Row&) = delete;
 
   const int index, vocab_size, num_blocks, slot;
+  const Rules rules;
   RowParams& params;
   RowScratch& scratch;
 
@@ -73,7 +82,8 @@ class Row {
   const char* address_of_block(int block) const {
     return reinterpret_cast<const char*>(logits_ + int64_t{block} * kBlock);
   }
-  bool is_unedited() const { return unedited_; }  // raw and edited values are the same
+  // Raw and edited values are the same.
+  bool is_unedited() const { return unedited_ && temperature_ == 1.0f; }
   const float* raw_max() const { return scratch.raw_max.data(); }
   const float* edited_max() const { return edited_max_; }
   // Estimates of exp(x) after step 5 per block, if the scan made them.
@@ -81,8 +91,19 @@ class Row {
   float raw_value(int32_t id) const { return to_float(logits_[id]); }
 
   float edited_value(int32_t id) const {
-    if (const Edit* edit = find_edit(id)) return edit->value;
-    return mask_ && !is_allowed(mask_, id) ? -kInfinity : raw_value(id);
+    const Edit* edit = find_edit(id);
+    const float x = edit ? edit->value : mask_ && !is_allowed(mask_, id) ? -kInfinity : raw_value(id);
+    return temperature_ == 1.0f ? x : divide_by_temperature(x, temperature_);
+  }
+
+  // From now on edited values are those of step 5, divided by the temperature; only once the row is scanned.
+  void divide_by(float temperature) {
+    if (temperature == 1.0f) return;
+    temperature_ = temperature;
+    const size_t padded = static_cast<size_t>((num_blocks + kBlock - 1) / kBlock * kBlock);
+    float* divided = scratch.edited_max.reserve(padded);
+    for (size_t i = 0; i < padded; ++i) divided[i] = divide_by_temperature(edited_max_[i], temperature);
+    edited_max_ = divided;
   }
 
   // The block as float32, in place where it lies so in memory, else in `buffer`; padded with -inf.
@@ -92,14 +113,35 @@ class Row {
     if constexpr (sizeof(Logit) == sizeof(float))
       if (size == kBlock) return x;
     if (size == kBlock)
-      for (int i = 0; i < kBlock; ++i) buffer[i] = to_float(x[i]);
+      widen_block(x, buffer);
     else
       for (int i = 0; i < kBlock; ++i) buffer[i] = i < size ? to_float(x[i]) : -kInfinity;
     return buffer;
   }
 
-  // The block after step 4; only once it is scanned.
+  // The block after step 4, or 5 (see divide_by); only once it is scanned.
   const float* edited_block(int block, float* buffer) const {
+    if (temperature_ != 1.0f) [[unlikely]]
+      return divided_block(block, buffer);
+    return untempered_block(block, buffer);
+  }
+
+  // Reads blocks [begin, end) for the first time.
+  bool scan(int begin, int end) {
+    alignas(64) float buffer[kBlock];
+    bool bad = false;
+    for (int block = begin; block < end; ++block) scan_block(block, buffer, bad);
+    return bad;
+  }
+
+ private:
+  // Out of line: rows by our own rules never come here.
+  __attribute__((noinline)) const float* divided_block(int block, float* buffer) const {
+    const float* x = untempered_block(block, buffer);
+    for (int i = 0; i < kBlock; ++i) buffer[i] = divide_by_temperature(x[i], temperature_);
+    return buffer;
+  }
+  const float* untempered_block(int block, float* buffer) const {
     const float* x = raw_block(block, buffer);
     if (unedited_) return x;
     if (mask_) {
@@ -114,19 +156,11 @@ class Row {
     return buffer;
   }
 
-  // Reads blocks [begin, end) for the first time.
-  bool scan(int begin, int end) {
-    alignas(64) float buffer[kBlock];
-    bool bad = false;
-    for (int block = begin; block < end; ++block) scan_block(block, buffer, bad);
-    return bad;
-  }
-
- private:
   // Only rows that draw from all of the vocabulary profit, and only where no log probability asks for the
   // exact sum.
   bool wants_estimates(const SampleParams& p) const {
-    if (params.temperature < kGreedyBelow || effective_top_k(params, vocab_size) || params.min_p > 0.0f)
+    constexpr float kLeastTemperature = 1e-5f;  // below, estimates would leave the range of floats
+    if (params.temperature < kLeastTemperature || effective_top_k(params, vocab_size) || params.min_p > 0.0f)
       return false;
     if (!wants_logprobs(p, params)) return true;
     const bool raw_is_drawn = params.temperature == 1.0f && !mask_ && !has_edits_;
@@ -251,7 +285,7 @@ class Row {
     for (int i = scratch.edits_begin[block]; i < scratch.edits_end[block]; ++i) {
       Edit& edit = scratch.edits[i];
       const float x = mask_ && !is_allowed(mask_, edit.id) ? -kInfinity : raw_value(edit.id);
-      edit.value = apply_edits(x, edit.bias, edit.occurred, params);
+      edit.value = apply_edits(x, edit.bias, edit.occurred, params, params.penalty_last_n != 0);
       result.raised = edit.value > result.raised ? edit.value : result.raised;
       result.lowered |= x == largest && edit.value < x;
     }
@@ -262,6 +296,7 @@ class Row {
   const uint32_t* mask_;
   float* edited_max_ = nullptr;
   bool has_edits_ = false, unedited_ = true;
+  float temperature_ = 1.0f;     // by which edited values are divided
   float estimate_scale_ = 0.0f;  // 0: the scan makes no estimates
 };
 

@@ -12,7 +12,8 @@
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {
 
-enum class View { kRaw, kEdited };  // values of step 0, or of step 5 (of step 4 in a greedy row)
+// Values of step 0, or of step 5 (of step 4 in a greedy row, and where the temperature comes last).
+enum class View { kRaw, kEdited };
 
 // Split says how a row's blocks are divided among threads: split.run(num_blocks, f) calls f(begin, end,
 // slice) for split.count ranges. Results never depend on it: weights are integers.
@@ -22,8 +23,8 @@ class RowStep {
   RowStep(Row<Logit>& row, const Split& split, Candidates* slices, Row<Logit>* next)
       : row_(row), split_(split), slices_(slices), next_(next), candidates_(row.scratch.candidates) {}
 
-  // Reads the row and applies steps 1-5.
-  SampleStatus prepare() {
+  // Reads the row and applies steps 1-5. `ranks_edited`: log probabilities of the edited view will follow.
+  SampleStatus prepare(bool ranks_edited) {
     if (!parameters_in_range(row_.params)) return SampleStatus::kBadParameter;
     if (!row_.is_scanned) {
       bool* bad = row_.scratch.slice_is_bad.reserve(static_cast<size_t>(split_.count));
@@ -34,11 +35,13 @@ class RowStep {
     if (row_.has_bad_logit || raw_max_ == kInfinity) return SampleStatus::kBadLogit;
     const float edited_max = row_.is_unedited() ? raw_max_ : largest_of(row_.edited_max());
     if (edited_max == -kInfinity) return SampleStatus::kNoToken;
-    greedy_ = is_greedy(row_.params.temperature, edited_max);
-    scale_ = greedy_ ? 1.0f : inverse_temperature(row_.params.temperature);
-    x_max_ = apply_temperature(edited_max, scale_);
-    if (x_max_ == -kInfinity) return SampleStatus::kNoToken;
-    threshold_ = greedy_ ? -kInfinity : min_p_threshold(x_max_, row_.params.min_p);
+    x_max_ = edited_max;
+    greedy_ = is_greedy(row_.params.temperature, edited_max, row_.rules);
+    if (greedy_) return SampleStatus::kSampled;
+    temper(ranks_edited);
+    if (x_max_ == -kInfinity || late_x_max_ == -kInfinity) return SampleStatus::kNoToken;
+    const bool waits = row_.rules.min_p_last && row_.params.top_p < 1.0f;
+    (waits ? last_threshold_ : threshold_) = min_p_threshold(x_max_, row_.params.min_p);
     cut_.value = threshold_;
     return SampleStatus::kSampled;
   }
@@ -53,27 +56,31 @@ class RowStep {
       if (wants_edited_sum) total_ = sum_of(row_.scratch.sum.data());
       return;
     }
+    const bool weighs = draws || wants_edited_sum;
     if (has_top_k || few_blocks_reach(threshold_)) {  // what is left fits a small buffer: no sum over V
       if (wants_raw_sum) sweep(false, true);
       if (has_top_k)
-        cut_ = collect_top(candidates_, top_k, threshold_, View::kEdited);
+        cut_ = collect_top(candidates_, top_k, threshold_, View::kEdited, row_.rules.keeps_ties);
       else
         collect(candidates_, threshold_, View::kEdited);
       candidates_.weigh(x_max_);
       if (has_top_p) cut_ = select_weight(candidates_, top_p_target(row_.params.top_p, candidates_.total()));
-      return keep_candidates(cut_);
+      keep_candidates(cut_);
+      return finish(weighs);
     }
-    if (!wants_edited_sum && settle_within_bounds(draws, has_top_p)) {
+    const bool is_weighed_late = tempers_late() && !has_top_p;
+    if (!wants_edited_sum && !is_weighed_late && settle_within_bounds(draws, has_top_p)) {
       if (wants_raw_sum) sweep(false, true);
-      return;
+      return finish(weighs);
     }
-    const bool needs_sums = draws || has_top_p || wants_edited_sum;
+    const bool needs_sums = (weighs && !is_weighed_late) || has_top_p;
     if (needs_sums || wants_raw_sum) sweep(needs_sums, wants_raw_sum);
     if (needs_sums) {
       block_sums_ = row_.scratch.sum.data();
       total_ = sum_of(block_sums_);
     }
     if (has_top_p) cut_top_p();
+    finish(weighs);
   }
 
   // Step 5's arg max: the lowest id of the largest value after step 4.
@@ -97,7 +104,14 @@ class RowStep {
   bool is_greedy_row() const { return greedy_; }
   Cut cut() const { return cut_; }
   float scale(View view) const { return view == View::kRaw ? 1.0f : scale_; }
-  float x_max(View view) const { return view == View::kRaw ? raw_max_ : x_max_; }
+  // A value of the edited view in the distribution that is drawn from.
+  float tempered_late(float value) const {
+    return tempers_late() ? divide_by_temperature(value, late_temperature_) : value;
+  }
+  float log_probability_of(View view, float value, float log_sum) const {
+    if (view == View::kRaw) return log_probability(value, raw_max_, log_sum);
+    return log_probability(tempered_late(value), tempers_late() ? late_x_max_ : x_max_, log_sum);
+  }
   // Sum of the weights: of the raw row, or of what is kept of the edited one.
   uint64_t sum_of_weights(View view) const {
     return view == View::kEdited
@@ -109,18 +123,17 @@ class RowStep {
   }
   const float* block_max(View view) const { return view == View::kRaw ? row_.raw_max() : row_.edited_max(); }
 
-  // The k first tokens in order that are at least `least`, ids ascending; fewer if there are not so many.
-  // Returns the cut behind them.
-  Cut collect_top(Candidates& c, int k, float least, View view) {
+  // The k first tokens in order that are at least `least`, ids ascending; fewer if there are not so many,
+  // more if those that equal the k-th count too. Returns the cut behind them.
+  Cut collect_top(Candidates& c, int k, float least, View view, bool keeps_ties = false) {
     float bound = -kInfinity;
     if (k <= row_.num_blocks) {
       int32_t* keys = row_.scratch.keys.reserve(static_cast<size_t>(row_.num_blocks));
       bound = mul(bound_of_kth_largest(block_max(view), row_.num_blocks, k, keys), scale(view));
     }
-    collect(c, std::max(bound, least), view, k);
+    collect(c, std::max(bound, least), view, k, keeps_ties);
     if (c.count < k) return {least, INT32_MAX};
-    const Cut cut = select_count(c, k);
-    c.keep(cut);
+    const Cut cut = keep_count(c, k, keeps_ties);
     return cut;
   }
 
@@ -140,6 +153,25 @@ class RowStep {
   uint64_t draw_bits() const {
     return random_bits(row_.params.seed, row_.params.position, row_.params.substream);
   }
+  // Step 5. Where it comes last, cuts and ranks go by untempered values.
+  void temper(bool ranks_edited) {
+    const RowParams& p = row_.params;
+    if (!row_.rules.divides) {
+      scale_ = inverse_temperature(p.temperature);
+      x_max_ = apply_temperature(x_max_, scale_);
+      return;
+    }
+    const bool cuts = effective_top_k(p, row_.vocab_size) || p.top_p < 1.0f || p.min_p > 0.0f;
+    if (row_.rules.tempers_last && (cuts || ranks_edited)) {
+      late_temperature_ = p.temperature;
+      late_x_max_ = divide_by_temperature(x_max_, p.temperature);
+    } else {
+      row_.divide_by(p.temperature);
+      x_max_ = divide_by_temperature(x_max_, p.temperature);
+    }
+  }
+  bool tempers_late() const { return late_temperature_ != 1.0f; }
+
   float scaled_max(int block) const { return apply_temperature(row_.edited_max()[block], scale_); }
 
   bool few_blocks_reach(float threshold) const {
@@ -174,7 +206,8 @@ class RowStep {
   void sweep(bool edited, bool raw) {
     RowScratch& s = row_.scratch;
     const size_t num_blocks = static_cast<size_t>(row_.num_blocks);
-    raw_sums_are_shared_ = edited && raw && row_.is_unedited() && scale_ == 1.0f && threshold_ == -kInfinity;
+    raw_sums_are_shared_ =
+        edited && raw && row_.is_unedited() && scale_ == 1.0f && !tempers_late() && threshold_ == -kInfinity;
     if (edited) s.sum.reserve(num_blocks);
     if (raw && !raw_sums_are_shared_) s.raw_sum.reserve(num_blocks);
     split_.run(row_.num_blocks, [&](int begin, int end, int) {
@@ -211,10 +244,19 @@ class RowStep {
     return TOKENSTEP_ISA_NAMESPACE::sum_of_weights(x, scale_, x_max_, log2_top, prefetch);
   }
 
+  // Drops what comes behind the k first candidates, or behind those that equal the k-th.
+  static Cut keep_count(Candidates& c, int k, bool keeps_ties) {
+    Cut cut = select_count(c, k);
+    if (keeps_ties) cut.id = INT32_MAX;
+    c.keep(cut);
+    return cut;
+  }
+
   // All tokens >= least, visiting only blocks that can have one. With k, only the k first need to be among
   // them: they are thinned out now and then, so that rows full of ties stay cheap.
-  void collect(Candidates& c, float least, View view, int k = 0) {
+  void collect(Candidates& c, float least, View view, int k = 0, bool keeps_ties = false) {
     alignas(64) float buffer[kBlock];
+    int most = 2 * k + 2048;
     const float factor = scale(view);
     const float* maxima = block_max(view);
     c.clear(row_.vocab_size);
@@ -222,10 +264,10 @@ class RowStep {
       if (!(mul(maxima[b], factor) >= least)) continue;
       c.count = collect_tokens(block(b, view, buffer), factor, least, kInfinity, b * kBlock, c.values.data(),
                                c.ids.data(), c.count);
-      if (k == 0 || c.count <= 2 * k + 2048) continue;
-      const Cut cut = select_count(c, k);
-      c.keep(cut);
-      least = next_above(cut.value);  // ids ascend: a later token that equals the k-th cannot enter
+      if (k == 0 || c.count <= most) continue;
+      const Cut cut = keep_count(c, k, keeps_ties);
+      most = 2 * c.count + 2048;
+      least = keeps_ties ? cut.value : next_above(cut.value);  // ids ascend: a later equal cannot enter
     }
     drop_padding(c);
   }
@@ -246,6 +288,47 @@ class RowStep {
     cut_ = cut;
     total_ = candidates_.drop(cut);
     candidates_hold_all_ = true;
+  }
+
+  // What comes behind top-p: min-p, and the weights that are drawn from, where these come last.
+  void finish(bool weighs) {
+    if (last_threshold_ > cut_.value) {
+      cut_ = with_threshold(cut_, last_threshold_);
+      if (!candidates_hold_all_) {
+        collect(candidates_, last_threshold_, View::kEdited);
+        candidates_.weigh(x_max_);
+      }
+      keep_candidates(cut_);
+    }
+    if (!tempers_late() || !weighs) return;
+    if (candidates_hold_all_) {
+      total_ = candidates_.weigh_tempered(cut_, late_temperature_, late_x_max_);
+      return;
+    }
+    uint64_t* sums = row_.scratch.sum.reserve(static_cast<size_t>(row_.num_blocks));
+    split_.run(row_.num_blocks, [&](int begin, int end, int) {
+      for (int b = begin; b < end; ++b) sums[b] = tempered_sum_of_block(b);
+    });
+    block_sums_ = sums;
+    total_ = sum_of(sums);
+    bracket_holds_cut_ = false;
+  }
+
+  // What is kept of a block, tempered; -inf elsewhere.
+  const float* tempered_block(int block, float* buffer) const {
+    const float* x = row_.edited_block(block, buffer);
+    for (int i = 0; i < kBlock; ++i)
+      buffer[i] = is_kept(x[i], block * kBlock + i, cut_) ? divide_by_temperature(x[i], late_temperature_)
+                                                          : -kInfinity;
+    return buffer;
+  }
+  uint64_t tempered_sum_of_block(int block) const {
+    alignas(64) float buffer[kBlock];
+    const float top = row_.edited_max()[block];
+    if (top < cut_.value) return 0;
+    const float log2_top = mul(sub(divide_by_temperature(top, late_temperature_), late_x_max_), kLog2E);
+    return TOKENSTEP_ISA_NAMESPACE::sum_of_weights(tempered_block(block, buffer), 1.0f, late_x_max_, log2_top,
+                                                   row_.address_of_block(block));
   }
 
   // Step 8 where the kept tokens are not in a small buffer yet. The total is known exactly.
@@ -314,6 +397,12 @@ class RowStep {
       }
       alignas(64) float buffer[kBlock];
       alignas(64) uint64_t weights[kBlock];
+      if (tempers_late()) {  // what is cut weighs nothing
+        weights_of_block(tempered_block(b, buffer), 1.0f, late_x_max_, weights);
+        for (int j = 0; j < kBlock; ++j)
+          if ((sum += weights[j]) > target) return b * kBlock + j;
+        return -1;
+      }
       const float* x = row_.edited_block(b, buffer);
       weights_of_block(x, scale_, x_max_, weights);
       for (int j = 0; j < kBlock; ++j)
@@ -331,6 +420,8 @@ class RowStep {
 
   bool greedy_ = false;
   float raw_max_ = 0, scale_ = 1, x_max_ = 0, threshold_ = -kInfinity;
+  float last_threshold_ = -kInfinity;               // min-p's, where it comes last
+  float late_temperature_ = 1, late_x_max_ = 0.0f;  // where the temperature does
   Cut cut_;
   int32_t settled_token_ = -1;        // the draw, where bounds sufficed
   uint64_t total_ = 0;                // weight of what is kept

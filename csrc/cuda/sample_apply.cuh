@@ -9,8 +9,11 @@ struct OutRow {
   float* values;
   bool kept;  // false: the row has no token, all is -inf
   Cut cut;
-  __device__ __forceinline__ float operator()(float value, int32_t id) const {
-    return kept && is_kept(value, id, cut) ? value : -kInfinity;
+  // What stands for a value after step 4.
+  template <class Block>
+  __device__ __forceinline__ float processed(const Block& block, float x, int32_t id) const {
+    const float value = block.tempered(x);
+    return kept && is_kept(value, id, cut) ? block.tempered_late(value) : -kInfinity;
   }
 };
 
@@ -34,7 +37,7 @@ __device__ __forceinline__ void write_unit(const Block& block, const OutRow& out
         const int place = v * 4 + i;
         const float x =
             token_of_word<Logit>(unit.word[place / kWordTokens<Logit>], place % kWordTokens<Logit>);
-        values[i] = out(apply_temperature(x, block.scale), first_id + place);
+        values[i] = out.processed(block, x, first_id + place);
       }
       reinterpret_cast<float4*>(to)[v] = {values[0], values[1], values[2], values[3]};
     }
@@ -44,7 +47,7 @@ __device__ __forceinline__ void write_unit(const Block& block, const OutRow& out
     const int32_t id = first_id + place;
     if (id < 0 || id >= block.p.vocab_size) return;
     if (live >> place & 1)
-      to[place] = out(apply_temperature(x, block.scale), id);
+      to[place] = out.processed(block, x, id);
     else if (!block.edited_row().allows(id))
       to[place] = -kInfinity;
   });
@@ -61,7 +64,7 @@ __device__ __forceinline__ void write_edits(const Block& block, const OutRow& ou
     const int unit = (id + block.shift) / Block::kUnit;
     if (unit < block.first_unit || unit >= block.end_unit) continue;
     const Candidate token = edited_token(block.edited_row(), entry);
-    if (token.id >= 0) out.values[id] = out(apply_temperature(token.value, block.scale), id);
+    if (token.id >= 0) out.values[id] = out.processed(block, token.value, id);
   }
 }
 

@@ -14,7 +14,7 @@
 namespace tokenstep::cuda {
 
 // What single tokens are looked up in.
-template <class Logit>
+template <class Logit, bool kPreset>
 struct EditedRow {
   const RowParams* row;
   const Logit* logits;
@@ -22,6 +22,9 @@ struct EditedRow {
   int num_biases, num_edits;  // biases, then history
 
   __device__ __forceinline__ bool allows(int32_t id) const { return !mask || is_allowed(mask, id); }
+  __device__ __forceinline__ float edited(int32_t id, float bias, uint32_t occurred) const {
+    return apply_edits(to_float(logits[id]), bias, occurred, *row, kPreset && row->penalty_last_n != 0);
+  }
   static __device__ __forceinline__ int find(const int32_t* ids, int count, int32_t id) {
     int low = 0, high = count;
 #pragma unroll 1
@@ -43,32 +46,32 @@ struct EditedRow {
 };
 
 // The value after step 4 of any token, slowly.
-template <class Logit>
-__device__ __noinline__ float edited_value_of(EditedRow<Logit> r, int32_t id) {
+template <class Logit, bool kPreset>
+__device__ __noinline__ float edited_value_of(EditedRow<Logit, kPreset> r, int32_t id) {
   if (!r.allows(id)) return -kInfinity;
   const int bias = r.find(r.row->bias_ids, r.num_biases, id);
-  return apply_edits(to_float(r.logits[id]), bias < 0 ? kNoBias : r.row->bias_values[bias],
-                     r.occurrences_of(id), *r.row);
+  return r.edited(id, bias < 0 ? kNoBias : r.row->bias_values[bias], r.occurrences_of(id));
 }
 
 // Token and value after step 4 of an entry of the edits. The id is -1 if the token is masked, or if it comes
 // again: the history's entry of a token with a bias.
-template <class Logit>
-__device__ __noinline__ Candidate edited_token(EditedRow<Logit> r, int entry) {
+template <class Logit, bool kPreset>
+__device__ __noinline__ Candidate edited_token(EditedRow<Logit, kPreset> r, int entry) {
   const bool is_bias = entry < r.num_biases;
   const int i = is_bias ? entry : entry - r.num_biases;
   const int32_t id = is_bias ? r.row->bias_ids[i] : r.row->history_ids[i];
   if (!r.allows(id) || (!is_bias && r.find(r.row->bias_ids, r.num_biases, id) >= 0)) return {0.0f, -1};
   const uint32_t occurred = is_bias ? r.occurrences_of(id) : occurrences(*r.row, i);
-  return {apply_edits(to_float(r.logits[id]), is_bias ? r.row->bias_values[i] : kNoBias, occurred, *r.row),
-          id};
+  return {r.edited(id, is_bias ? r.row->bias_values[i] : kNoBias, occurred), id};
 }
 
-template <class Logit_, int kThreads_, GroupMode kMode_>
+// kPreset: another engine's rules than our own, which kernels learn at run time.
+template <class Logit_, int kThreads_, GroupMode kMode_, bool kPreset_>
 struct Block {
   using Logit = Logit_;
   static constexpr int kThreads = kThreads_, kWarps = kThreads / kWarpSize, kUnit = kUnitTokens<Logit>;
   static constexpr GroupMode kMode = kMode_;
+  static constexpr bool kPreset = kPreset_;
   static constexpr uint32_t kAllTokens = (1u << kUnit) - 1;
   using Shared = SharedState<kThreads, kMode>;
   using OwnBox = Box<kThreads>;
@@ -88,7 +91,7 @@ struct Block {
   int shift, first_unit, end_unit, num_units;
   bool has_live_map;          // tokens outside of it are masked or edited
   int num_biases, num_edits;  // biases, then history
-  float scale;                // step 5
+  float scale;                // step 5: what values are multiplied by; of a preset, divided
 
   __device__ __forceinline__ Block(const SampleParams& params, const GroupArgs& group_args)
       : p(params),
@@ -102,6 +105,9 @@ struct Block {
         parity(0) {}
 
   __device__ __forceinline__ const RowParams& row() const { return shared.params; }
+  __device__ __forceinline__ Rules rules() const {
+    return rules_of(kPreset ? p.semantics : Semantics::kTokenstep);
+  }
   __device__ __forceinline__ OwnBox& own_box() const {
     if constexpr (kMode == GroupMode::kSoft) return static_cast<OwnBox*>(args.boxes)[blockIdx.x];
     return shared.box[0];
@@ -165,16 +171,28 @@ struct Block {
     return view.raw ? kAllTokens : live_tokens(unit);
   }
   __device__ __forceinline__ float value_in(const View& view, float x) const {
-    return view.raw ? x : apply_temperature(x, scale);
+    return view.raw ? x : tempered(x);
+  }
+  // Step 5 where cuts go by it, and where it comes after them: until then the scale is 1.
+  __device__ __forceinline__ float tempered(float x) const {
+    if constexpr (!kPreset) return apply_temperature(x, scale);
+    return rules().tempers_last ? x : divide_by_temperature(x, scale);
+  }
+  __device__ __forceinline__ float tempered_late(float x) const {
+    return rules().tempers_last ? divide_by_temperature(x, scale) : x;
+  }
+  // `x_max` is tempered_late() already.
+  __device__ __forceinline__ uint64_t weight_of(float value, float x_max) const {
+    return weight(distance_from_max(tempered_late(value), x_max));
   }
 
   // ---- single tokens ------------------------------------------------------------------------------------
-  __device__ __forceinline__ EditedRow<Logit> edited_row() const {
+  __device__ __forceinline__ EditedRow<Logit, kPreset> edited_row() const {
     return {&shared.params, logits, mask, num_biases, num_edits};
   }
   __device__ __forceinline__ float value_of(const View& view, int32_t id) const {
     if (id < 0 || id >= p.vocab_size) return -kInfinity;
-    return view.raw ? to_float(logits[id]) : apply_temperature(edited_value_of(edited_row(), id), scale);
+    return view.raw ? to_float(logits[id]) : tempered(edited_value_of(edited_row(), id));
   }
   // f(id, value after step 4) for this thread's share of the group's edits, from entry `first` on.
   __device__ __forceinline__ int first_edit() const { return group.rank * kThreads + thread; }

@@ -11,6 +11,8 @@ struct Plan {
   int top_k;    // 0: off
   float top_p;  // 1: off
   uint64_t bits;
+  bool keeps_ties;       // at the k-th value
+  float last_threshold;  // min-p's, where it comes behind top-p
 };
 
 // A threshold serves so many tokens: beyond, the maxima of the threads say too little.
@@ -85,16 +87,32 @@ template <class Block>
 __device__ __forceinline__ bool make_plan(Block& block, float edited_max, bool draws, Plan& plan,
                                           View& view) {
   const RowParams& row = block.row();
+  const Rules rules = block.rules();
   plan.draws = draws;
-  plan.greedy = is_greedy(row.temperature, edited_max);
-  block.scale = plan.greedy ? 1.0f : inverse_temperature(row.temperature);
-  view.x_max = apply_temperature(edited_max, block.scale);
-  if (!(view.x_max > -kInfinity)) return false;
+  plan.greedy = is_greedy(row.temperature, edited_max, rules);
+  const float scale = rules.divides ? row.temperature : inverse_temperature(row.temperature);
+  block.scale = plan.greedy ? 1.0f : scale;
+  view.x_max = block.tempered(edited_max);
+  if (!(block.tempered_late(view.x_max) > -kInfinity)) return false;
+  if (rules.tempers_last) block.scale = 1.0f;
   plan.top_k = plan.greedy ? 1 : effective_top_k(row, block.p.vocab_size);
   plan.top_p = plan.greedy ? 1.0f : row.top_p;
   plan.bits = random_bits(row.seed, row.position, row.substream);
-  if (!plan.greedy) view.cut.value = fmaxf(view.cut.value, min_p_threshold(view.x_max, row.min_p));
+  plan.keeps_ties = rules.keeps_ties && !plan.greedy;
+  plan.last_threshold = -kInfinity;
+  if (plan.greedy) return true;
+  const float threshold = min_p_threshold(view.x_max, row.min_p);
+  if (rules.min_p_last && plan.top_p < 1.0f)
+    plan.last_threshold = threshold;
+  else
+    view.cut.value = fmaxf(view.cut.value, threshold);
   return true;
+}
+
+// The cuts are made: where step 5 comes last, weights are tempered from here on.
+template <class Block>
+__device__ __forceinline__ void temper_weights(Block& block, const Plan& plan) {
+  if (block.rules().tempers_last && !plan.greedy) block.scale = block.row().temperature;
 }
 
 // Steps 6-9 where the list of the group's first block holds all: few tokens.
@@ -102,7 +120,12 @@ template <class Block>
 __device__ __forceinline__ void choose_from_few(Block& block, const View& view, const Plan& plan, int count,
                                                 uint64_t total, Outcome& outcome) {
   rank_lists<Block>(suspend(block), view.x_max, count);
-  const int left = cut_few(block, count, plan.top_k, plan.top_p, total);
+  int left = cut_few(block, count, plan.top_k, plan.keeps_ties, plan.top_p, total);
+  if constexpr (Block::kPreset) {
+    left = min(left, count_few_from(block, count, plan.last_threshold));
+    temper_weights(block, plan);
+    if (block.rules().tempers_last) weigh_few(block, count, view.x_max);
+  }
   find_cut_of_few(block, count, left);
   if (plan.draws) outcome.total = draw_few(block, count, left, plan.bits);
   __syncthreads();
@@ -132,6 +155,7 @@ __device__ __forceinline__ Outcome choose(Block& block, View& view, const Plan& 
   cut_is_known = true;
   const bool has_top_p = plan.top_p<1.0f, has_min_p = view.cut.value> View{}.cut.value;
   if (plan.top_k == 0 && !has_top_p && (!has_min_p || !plan.draws)) {  // all tokens, or all above a threshold
+    temper_weights(block, plan);
     if (plan.draws) take_drawn(block, draw_from_all<Block>(suspend(block), view, plan.bits), outcome);
     return outcome;
   }
@@ -152,13 +176,17 @@ __device__ __forceinline__ Outcome choose(Block& block, View& view, const Plan& 
     cut_is_known = false;
     if (block.group.rank == 0)
       choose_from_few(block, view, plan, static_cast<int>(lists.size), total, outcome);
+    temper_weights(block, plan);
     return outcome;
   }
   if (plan.top_k > 0)
     view.cut =
         find_cut(block, view, Measure{false, view.x_max}, Target::fixed(static_cast<uint64_t>(plan.top_k)));
+  if (plan.keeps_ties && plan.top_k > 0) view.cut.id = INT32_MAX;
   if (has_top_p)
     view.cut = find_cut(block, view, Measure{true, view.x_max}, Target::share(plan.top_p, total));
+  if constexpr (Block::kPreset) view.cut = with_threshold(view.cut, plan.last_threshold);
+  temper_weights(block, plan);
   outcome.cut = view.cut;
   if (!plan.draws) return outcome;
   const bool all_above = !view.listed && view.cut.id == INT32_MAX;

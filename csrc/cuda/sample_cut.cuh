@@ -206,10 +206,10 @@ __device__ __forceinline__ Cut find_cut(Block& block, const View& view, Measure 
 template <class Block>
 __device__ __forceinline__ void find_token(Block& block, const View& view, const Crossing& crossing) {
   const int first_id = crossing.bin * kTokensPerBin - block.shift;
+  const float x_max = block.tempered_late(view.x_max);
   for (int i = block.thread; i < places_of_bin<Block>(crossing.bin); i += Block::kThreads) {
     const float value = block.value_of(view, first_id + i);
-    if (is_kept(value, first_id + i, view.cut))
-      add_to_bin(block, i, weight(distance_from_max(value, view.x_max)));
+    if (is_kept(value, first_id + i, view.cut)) add_to_bin(block, i, block.weight_of(value, x_max));
   }
   const Crossing place = find_crossing(block, false, Target::fixed(crossing.target - crossing.above));
   if (block.thread == 0) block.shared.found_token = first_id + place.bin;
@@ -219,8 +219,9 @@ __device__ __forceinline__ void find_token(Block& block, const View& view, const
 template <class Block>
 __device__ __forceinline__ uint64_t draw_left(Block& block, const View& view, uint64_t bits) {
   uint64_t sum = 0;
+  const float x_max = block.tempered_late(view.x_max);
   for_each_left(
-      block, view, [&](float value, int32_t) { sum += weight(distance_from_max(value, view.x_max)); },
+      block, view, [&](float value, int32_t) { sum += block.weight_of(value, x_max); },
       [&](bool of_warp, int place) {
         if (of_warp) sum = warp_sum_44(sum);
         if (sum && (!of_warp || block.lane == 0)) add_to_bin(block, bin_of_place(place), sum);

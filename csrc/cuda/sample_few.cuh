@@ -61,7 +61,7 @@ __device__ __noinline__ void rank_lists(BlockState state, float x_max, int count
       const Candidate token = {__uint_as_float(block.read_peer(from + 2 * i, of)),
                                static_cast<int32_t>(block.read_peer(from + 2 * i + 1, of))};
       shared.few[begin + i] = token;
-      shared.few_weight[begin + i] = weight(distance_from_max(token.value, x_max));
+      shared.few_weight[begin + i] = block.weight_of(token.value, block.tempered_late(x_max));
     }
   }
   __syncthreads();
@@ -86,13 +86,43 @@ __device__ __noinline__ void rank_lists(BlockState state, float x_max, int count
   __syncthreads();
 }
 
+// How many of the ranked tokens are at least `least`, a prefix of them.
+template <class Block>
+__device__ __forceinline__ int count_few_from(const Block& block, int count, float least) {
+  uint32_t size = 0;
+#pragma unroll 1
+  for (int i = block.lane; i < count; i += kWarpSize) size += block.shared.few[i].value >= least;
+  return static_cast<int>(__reduce_add_sync(kAllLanes, size));
+}
+
+// How many of the ranked tokens are the `most` first, or equal the last of these.
+template <class Block>
+__device__ __forceinline__ int count_few_with_ties(const Block& block, int count, int most) {
+  uint32_t last = 0;
+#pragma unroll 1
+  for (int i = block.lane; i < count; i += kWarpSize)
+    if (block.shared.few_rank[i] == most - 1) last = ordered_bits(block.shared.few[i].value);
+  return count_few_from(block, count, from_ordered_bits(__reduce_max_sync(kAllLanes, last)));
+}
+
+// Weighs the ranked tokens again, where these are tempered after the cuts.
+template <class Block>
+__device__ __forceinline__ void weigh_few(Block& block, int count, float x_max) {
+  __syncthreads();
+#pragma unroll 1
+  for (int i = block.thread; i < count; i += Block::kThreads)
+    block.shared.few_weight[i] = block.weight_of(block.shared.few[i].value, block.tempered_late(x_max));
+  __syncthreads();
+}
+
 // Steps 7 and 8 on ranked tokens: how many are left. `total` is the weight that top-p refers to, 0: of the k
 // first.
 template <class Block>
-__device__ __forceinline__ int cut_few(const Block& block, int count, int top_k, float top_p,
+__device__ __forceinline__ int cut_few(const Block& block, int count, int top_k, bool keeps_ties, float top_p,
                                        uint64_t total) {
   auto& shared = block.shared;
-  const int most = top_k > 0 ? min(top_k, count) : count;
+  int most = top_k > 0 ? min(top_k, count) : count;
+  if (keeps_ties && top_k > 0) most = count_few_with_ties(block, count, most);
   if (!(top_p < 1.0f)) return most;
   if (total == 0) {
 #pragma unroll 1

@@ -81,18 +81,24 @@ __device__ __forceinline__ void sample_row(Block& block, const SampleKernelParam
   }
   block.sync_group();  // nobody reads this block's box, the row or its lists any more
   if (draws) {
-    if (leads && sampled) record_token(p.rows[p.row_slots ? p.row_slots[index] : index], outcome.token);
+    if (leads && sampled) {
+      RowParams& slot = p.rows[p.row_slots ? p.row_slots[index] : index];
+      if (Block::kPreset && has_window(slot))
+        record_token_in_window(slot, outcome.token);
+      else
+        record_token(slot, outcome.token);
+    }
   } else {
     write_row<Block>(suspend(block), {params.out + index * params.out_stride, sampled, outcome.cut});
   }
 }
 
 // grid = groups * group size
-template <class Logit, int kThreads, GroupMode kMode>
+template <class Logit, int kThreads, GroupMode kMode, bool kPreset>
 __global__ void __launch_bounds__(kThreads)
     sample_kernel(const __grid_constant__ SampleKernelParams params, const __grid_constant__ GroupArgs args) {
   if constexpr (!kExistsHere<kMode>) return;
-  Block<Logit, kThreads, kMode> block(params.sample, args);
+  Block<Logit, kThreads, kMode, kPreset> block(params.sample, args);
   const int groups = static_cast<int>(gridDim.x) / block.group.size;
 #pragma unroll 1
   for (int row = block.group.index; row < params.sample.num_rows; row += groups)

@@ -9,23 +9,24 @@
 
 namespace tokenstep::cuda {
 
-template <class Logit, int kThreads>
+template <class Logit, int kThreads, bool kPreset>
 void launch_in_groups(const SampleGeometry& geometry, LaunchConfig config, const Stream& stream,
                       const SampleKernelParams& params, const GroupArgs& args) {
   switch (geometry.mode) {
     case GroupMode::kSolo:
       config.shared_bytes = shared_bytes<Logit, kThreads, GroupMode::kSolo>(params.sample.vocab_size, 1);
-      return launch<sample_kernel<Logit, kThreads, GroupMode::kSolo>>(config, stream, params, args);
+      return launch<sample_kernel<Logit, kThreads, GroupMode::kSolo, kPreset>>(config, stream, params, args);
     case GroupMode::kCluster:
       config.cluster = static_cast<unsigned>(args.size);
       config.shared_bytes =
           shared_bytes<Logit, kThreads, GroupMode::kCluster>(params.sample.vocab_size, args.size);
-      return launch<sample_kernel<Logit, kThreads, GroupMode::kCluster>>(config, stream, params, args);
+      return launch<sample_kernel<Logit, kThreads, GroupMode::kCluster, kPreset>>(config, stream, params,
+                                                                                  args);
     case GroupMode::kSoft:
       config.cooperative = true;
       config.shared_bytes =
           shared_bytes<Logit, kThreads, GroupMode::kSoft>(params.sample.vocab_size, args.size);
-      return launch<sample_kernel<Logit, kThreads, GroupMode::kSoft>>(config, stream, params, args);
+      return launch<sample_kernel<Logit, kThreads, GroupMode::kSoft, kPreset>>(config, stream, params, args);
   }
 }
 
@@ -43,11 +44,18 @@ void launch_sample(const SampleKernelParams& params, void* workspace, const Stre
   const LaunchConfig config = {params.out ? "apply_logits" : "sample",
                                static_cast<unsigned>(geometry.num_groups * geometry.group_size),
                                static_cast<unsigned>(geometry.num_threads)};
+  const auto launch_with = [&]<bool kPreset>() {
 #ifdef TOKENSTEP_SIMT
-  if (geometry.num_threads == kFewerSampleThreads)
-    return launch_in_groups<Logit, kFewerSampleThreads>(geometry, config, stream, params, args);
+    if (geometry.num_threads == kFewerSampleThreads)
+      return launch_in_groups<Logit, kFewerSampleThreads, kPreset>(geometry, config, stream, params, args);
 #endif
-  launch_in_groups<Logit, kSampleThreads>(geometry, config, stream, params, args);
+    launch_in_groups<Logit, kSampleThreads, kPreset>(geometry, config, stream, params, args);
+  };
+  // Our own rules have kernels of their own, which know them when they are compiled.
+  if (p.semantics == Semantics::kTokenstep)
+    launch_with.template operator()<false>();
+  else
+    launch_with.template operator()<true>();
 }
 
 }  // namespace tokenstep::cuda

@@ -86,7 +86,8 @@ __device__ __noinline__ uint32_t write_top_tokens(BlockState state, View view, f
     const int rank = shared.few_rank[i];
     if (rank >= wanted) continue;
     p.top_tokens[first + rank] = shared.few[i].id;
-    p.top_logprobs[first + rank] = log_probability(shared.few[i].value, view.x_max, log_sum);
+    p.top_logprobs[first + rank] =
+        log_probability(block.tempered_late(shared.few[i].value), block.tempered_late(view.x_max), log_sum);
   }
   __syncthreads();
   if (block.thread == 0) {
@@ -107,6 +108,7 @@ __device__ __forceinline__ void write_logprobs(Block& block, View view, const Pl
   if (p.logprobs_mode == LogprobsMode::kRaw) {
     const uint32_t largest = largest_key(block, column_max(block, true));
     view = View{true, false, from_ordered_bits(largest)};
+    if constexpr (Block::kPreset) block.scale = 1.0f;  // nothing is tempered from here on
     value = to_float(block.logits[token]);
     const RawTotals totals = weigh_raw<Block>(suspend(block), view.x_max, value, token);
     block.parity = totals.parity;
@@ -129,7 +131,8 @@ __device__ __forceinline__ void write_logprobs(Block& block, View view, const Pl
   }
   const float log_sum = log_weight_sum(outcome.total);
   if (block.group.rank == 0 && block.thread == 0) {
-    p.logprobs[block.index] = log_probability(value, view.x_max, log_sum);
+    p.logprobs[block.index] =
+        log_probability(block.tempered_late(value), block.tempered_late(view.x_max), log_sum);
     if (p.ranks) p.ranks[block.index] = rank;
   }
   if (num_top_tokens(p, block.row()) > 0)

@@ -28,15 +28,15 @@ __device__ __forceinline__ uint64_t weigh_unit(const Block& block, const Unit& u
 #pragma unroll
       for (int i = 0; i < kWordTokens<Logit>; ++i) {
         const float x = token_of_word<Logit>(unit.word[w], i);
-        const float value = kRaw ? x : apply_temperature(x, block.scale);
-        float as_float = weight_as_float(sub(value, x_max));
+        const float value = kRaw ? x : block.tempered(x);
+        float as_float = weight_as_float(sub(kRaw ? value : block.tempered_late(value), x_max));
         if constexpr (!kRaw)  // without a branch
           as_float = (tokens >> (w * kWordTokens<Logit> + i) & 1) && value >= least ? as_float : 0.0f;
         add(as_float);
       }
   };
   const float unit_max = max_of_word<Logit>(word_max<Logit>(unit));
-  if (sub(kRaw ? unit_max : apply_temperature(unit_max, block.scale), x_max) < kNarrowDistance) {
+  if (sub(kRaw ? unit_max : block.tempered_late(block.tempered(unit_max)), x_max) < kNarrowDistance) {
     uint32_t sum = 0;
     weights([&](float weight) { sum += static_cast<uint32_t>(weight); });
     return sum;
@@ -50,7 +50,7 @@ __device__ __forceinline__ uint64_t weigh_unit(const Block& block, const Unit& u
 // edit's weight goes to add(sum, place) once (`kByPlace`, by one thread of the warp), or all is returned.
 template <bool kRaw, bool kByPlace, class Block, class Visit, class Add>
 __device__ __forceinline__ uint64_t weigh(Block& block, const View& view, Visit visit, Add add) {
-  const float x_max = view.x_max, least = view.cut.value;
+  const float x_max = kRaw ? view.x_max : block.tempered_late(view.x_max), least = view.cut.value;
   uint64_t total = 0;
 #pragma unroll 1
   for (int base = block.first_unit + block.warp * kWarpSize; base < block.end_unit; base += Block::kThreads) {
@@ -72,7 +72,7 @@ __device__ __forceinline__ uint64_t weigh(Block& block, const View& view, Visit 
     block.for_each_edit(block.first_edit(), [&](int32_t id, float value) {
       value = block.value_in(view, value);
       if (!(value >= least)) return;
-      const uint64_t sum = weight(distance_from_max(value, x_max));
+      const uint64_t sum = block.weight_of(value, x_max);
       if constexpr (kByPlace)
         add(sum, id + block.shift);
       else

@@ -35,6 +35,7 @@ TokenIds: TypeAlias = "Sequence[int] | Array"
 History: TypeAlias = "Sequence[TokenIds] | None"
 Bias: TypeAlias = "Mapping[int, float] | Sequence[Mapping[int, float] | None] | None"
 LogprobsMode: TypeAlias = Literal["raw", "processed"]
+Semantics: TypeAlias = Literal["tokenstep", "vllm", "transformers", "llama.cpp"]
 
 _A = TypeVar("_A", bound=Array)
 
@@ -79,6 +80,8 @@ def sample(
     logprobs: int | None = None,
     logprobs_mode: LogprobsMode = "raw",
     check: bool | None = None,
+    semantics: Semantics = "tokenstep",
+    penalty_last_n: Ints | None = None,
 ) -> SampleOutput:
     """Draws one token per row of raw logits.
 
@@ -106,6 +109,11 @@ def sample(
             from.
         check: True raises for rows that cannot be sampled, False reports them in ``status`` alone; None
             raises on the CPU and does not synchronise on a GPU.
+        semantics: whose meaning the parameters have: "tokenstep", as above, or "vllm", "transformers" or
+            "llama.cpp": that engine's order of steps, ties, temperatures that are greedy, and counting of
+            penalties (docs/sampling.md has the table).
+        penalty_last_n: with semantics="llama.cpp" alone: all penalties count the last so many tokens of
+            prompt and output together; 0 is off, -1 counts all, None is llama.cpp's 64. Read by the host.
 
     Returns:
         SampleOutput: tokens int64 [B], status int32 [B] and, with ``logprobs``, the four others.
@@ -136,6 +144,8 @@ def sample(
                 logprobs,
                 logprobs_mode,
                 check,
+                semantics,
+                penalty_last_n,
             )
         )
     except (TypeError, ValueError):
@@ -164,6 +174,8 @@ def apply_logits(
     logprobs_mode: LogprobsMode = "raw",
     check: bool | None = None,
     out: _A | None = None,
+    semantics: Semantics = "tokenstep",
+    penalty_last_n: Ints | None = None,
 ) -> _A:
     """Everything of :func:`sample` but the draw, for engines that draw themselves.
 
@@ -188,6 +200,8 @@ def apply_logits(
         logprobs_mode: no effect.
         check: as :func:`sample`; a row that cannot be sampled is all -inf.
         out: float32 [B, V] with a contiguous last axis to write to; it may be the float32 logits themselves.
+        semantics: see :func:`sample`.
+        penalty_last_n: see :func:`sample`.
 
     Returns:
         float32 [B, V], ``out`` if given: the values after penalties and temperature, -inf where a token is
@@ -214,6 +228,8 @@ def apply_logits(
             token_bitmask,
             out,
             check,
+            semantics,
+            penalty_last_n,
         )
     except (TypeError, ValueError):
         _refuse_cuda("apply_logits", logits)
@@ -227,7 +243,7 @@ def apply_logits(
 class SamplingParams:
     """Parameters of one row of a :class:`Sampler`; they mean what the arguments of :func:`sample` mean.
 
-    They are checked when the row is admitted.
+    They are checked when the row is admitted. ``penalty_last_n`` is for a Sampler with llama.cpp's semantics.
     """
 
     temperature: float = 1.0
@@ -241,16 +257,17 @@ class SamplingParams:
     seed: int | None = None
     substream: int = 0
     logprobs: int | None = None
+    penalty_last_n: int | None = None
 
 
 class Sampler:
     """The engine's form of :func:`sample`: parameters and histories of ``max_rows`` requests stay in memory.
 
     Each step draws one token for some of the rows, adds it to their histories and moves their positions on.
-    What a row gives is what :func:`sample` gives with that row's parameters, history and position. Memory: 96
-    bytes a row; from the first request with penalties in a row on, 8 bytes per vocabulary entry for it (on
-    the CPU address space, of which only the pages that hold the ids seen are ever touched). One thread at a
-    time may use a sampler.
+    What a row gives is what :func:`sample` gives with that row's parameters, history and position. Memory:
+    112 bytes a row; from the first request with penalties in a row on, 8 bytes per vocabulary entry for it
+    (on the CPU address space, of which only the pages that hold the ids seen are ever touched), and with a
+    ``penalty_last_n`` 4 more, and 4 a token of it. One thread at a time may use a sampler.
 
     On a GPU all of it is device memory. ``admit`` and ``release`` are enqueued on torch's current stream and
     wait for nothing; ``step`` with ``out`` is one kernel launch, and can be captured in a CUDA graph that is
@@ -259,7 +276,9 @@ class Sampler:
 
     __slots__ = ("_native",)
 
-    def __init__(self, max_rows: int, vocab_size: int, device: object = "cpu") -> None:
+    def __init__(
+        self, max_rows: int, vocab_size: int, device: object = "cpu", *, semantics: Semantics = "tokenstep"
+    ) -> None:
         """Makes a sampler with every row free.
 
         Args:
@@ -267,9 +286,10 @@ class Sampler:
             vocab_size: V, the width of the logits, up to 2^18.
             device: where the logits will be: "cpu", "cuda" (the current GPU) or "cuda:1"; a string or a
                 torch.device.
+            semantics: as :func:`sample`, of all rows.
 
         Raises:
-            ValueError: a size is out of range, or the device unknown.
+            ValueError: a size is out of range, or the device or the semantics unknown.
             RuntimeError: a GPU is asked for and cannot be used.
         """
         name, _, index = str(device).partition(":")
@@ -278,7 +298,7 @@ class Sampler:
         if name == "cpu":
             if index not in ("", "0"):
                 raise ValueError(f"tokenstep.Sampler: device = {str(device)!r}, expected 'cpu' or 'cuda'")
-            self._native = _native.cpu.Sampler(max_rows, vocab_size)
+            self._native = _native.cpu.Sampler(max_rows, vocab_size, 0, semantics)
             return
         reason = _native.cuda_unusable_because()
         if _native.cuda is None or reason is not None:
@@ -287,7 +307,7 @@ class Sampler:
         if number >= _native.cuda.num_devices():
             count = _native.cuda.num_devices()
             raise ValueError(f"tokenstep.Sampler: device = {str(device)!r}, but there are {count} GPUs")
-        self._native = _native.cuda.Sampler(max_rows, vocab_size, number)
+        self._native = _native.cuda.Sampler(max_rows, vocab_size, number, semantics)
 
     @property
     def max_rows(self) -> int:
@@ -329,6 +349,7 @@ class Sampler:
             params.logprobs,
             prompt_tokens,
             output_tokens,
+            params.penalty_last_n,
         )
 
     def step(

@@ -11,6 +11,8 @@ from tokenstep.sampling import SamplingParams
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 DTYPES = ("float32", "float16", "bfloat16")
+PRESETS = ("vllm", "transformers", "llama.cpp")
+SHARED = ("logprobs", "logprobs_mode", "semantics")  # arguments that are one for all rows
 ROW_KINDS = (
     "normal", "heavy_tails", "peaked", "flat", "uniform", "equal", "few_values", "signed_zeros", "subnormal",
     "neighbours", "some_banned", "wide", "huge", "sorted", "nan", "plus_inf", "all_banned",
@@ -109,8 +111,7 @@ class Case:
 
     def row(self, b):
         """The batch of row b alone."""
-        shared = ("logprobs", "logprobs_mode")
-        alone = {k: v if k in shared or v is None else v[b : b + 1] for k, v in self.arguments.items()}
+        alone = {k: v if k in SHARED or v is None else v[b : b + 1] for k, v in self.arguments.items()}
         return Case(self.logits[b : b + 1], self.exact[b : b + 1], alone)
 
 
@@ -141,7 +142,7 @@ def bitmask(rng, num_rows, vocab_size):
     return mask.astype(np.uint32).view(np.int32)
 
 
-def random_case(rng, dtype, vocab_size, num_rows, kinds=None):
+def random_case(rng, dtype, vocab_size, num_rows, kinds=None, semantics=None):
     """A batch in which every row has its own shape and parameters."""
     frequencies = np.array([0.15 if k in RARE else 1.0 for k in ROW_KINDS])
     drawn = rng.choice(kinds or ROW_KINDS, num_rows, p=None if kinds else frequencies / frequencies.sum())
@@ -201,10 +202,17 @@ def random_case(rng, dtype, vocab_size, num_rows, kinds=None):
     if rng.random() < 0.8:
         a["logprobs"] = int(rng.choice([0, 1, 5, 20]))
         a["logprobs_mode"] = str(rng.choice(["raw", "processed"]))
+    if semantics:
+        a["semantics"] = semantics
+        for b in np.flatnonzero(rng.random(num_rows) < 0.3):  # of these two the order is seen
+            a["min_p"][b], a["top_p"][b] = 10 ** rng.uniform(-3, -0.1), rng.uniform(0.3, 1)
+    if semantics == "llama.cpp" and rng.random() < 0.8:
+        common = [-1, 64, lambda: int(rng.integers(0, 40))]
+        a["penalty_last_n"] = per_row(rng, num_rows, common, [0, 1, 1 << 20])
     return Case(logits, exact, a)
 
 
-def random_params(rng, vocab_size):
+def random_params(rng, vocab_size, semantics="tokenstep"):
     """SamplingParams of one request, most of them off."""
 
     def maybe(value, chance=0.5):
@@ -223,6 +231,8 @@ def random_params(rng, vocab_size):
         "substream": maybe(int(rng.integers(0, 1 << 32))),
         "logprobs": maybe(int(rng.integers(0, 6))),
     }
+    if semantics == "llama.cpp":
+        chosen["penalty_last_n"] = maybe(int(rng.integers(-1, 16)), 0.8)
     return SamplingParams(seed=int(rng.integers(-9, 9)), **{k: v for k, v in chosen.items() if v is not None})
 
 

@@ -287,6 +287,37 @@ def test_out_may_not_overlap_the_logits_except_in_place():
         ts.apply_logits(torch.zeros(B, V), out=torch.zeros(V).expand(B, V))
 
 
+# ---- presets ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value", ["llama", "", None, 3, b"vllm"])
+def test_an_unknown_semantics_is_named_with_those_that_exist(value):
+    words = f"semantics = {value!r}, expected 'tokenstep', 'vllm', 'transformers' or 'llama.cpp'"
+    refused(ValueError, words, semantics=value)
+    with pytest.raises(ValueError, match="^" + re.escape(f"tokenstep.Sampler: {words}")):
+        ts.Sampler(1, V, semantics=value)
+
+
+@pytest.mark.parametrize("semantics", ["tokenstep", "vllm", "transformers"])
+def test_a_window_of_tokens_is_refused_where_penalties_have_none(semantics):
+    words = "penalty_last_n = 5, expected None unless semantics = 'llama.cpp'"
+    refused(ValueError, words, semantics=semantics, penalty_last_n=5)
+    sampler = ts.Sampler(1, V, semantics=semantics)
+    with pytest.raises(ValueError, match="^" + re.escape(f"tokenstep.Sampler.admit: {words}")):
+        sampler.admit(0, ts.SamplingParams(penalty_last_n=5))
+
+
+def test_a_window_of_tokens_out_of_range_is_refused_for_all_rows_and_for_one():
+    given = {"semantics": "llama.cpp", "output_tokens": [[1]] * B}
+    for value in (-2, (1 << 20) + 1):
+        words = f"{value}, expected -1 ≤ penalty_last_n ≤ 2^20"
+        refused(ValueError, f"penalty_last_n = {words}", penalty_last_n=value, **given)
+        refused(ValueError, f"penalty_last_n[2] = {words}", penalty_last_n=per_row(value), **given)
+    refused(TypeError, "penalty_last_n is ", penalty_last_n=1.5, **given)
+    refused(ValueError, "penalty_last_n has length 3", penalty_last_n=[1] * 3, **given)
+    sampler = ts.Sampler(1, V, semantics="llama.cpp")
+    with pytest.raises(TypeError, match=r"tokenstep\.Sampler\.admit: penalty_last_n is .*a number"):
+        sampler.admit(0, ts.SamplingParams(penalty_last_n=[5]))
+
+
 # ---- Sampler ----------------------------------------------------------------------------------------------
 def test_sizes_and_devices_of_a_sampler_are_checked():
     for sizes, words in (((0, 5), "max_rows = 0"), ((-1, 5), "max_rows = -1"), ((5, 0), "vocab_size = 0")):

@@ -8,23 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sample_cases import array_of, assert_same, bitmask, history, random_params, row_of, same_floats
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sample_cases import PRESETS, array_of, assert_same, bitmask, history, random_params, row_of, same_floats
 
 from tokenstep import sampling as ts
 
 ROWS, VOCAB = 6, 70
 NAMES = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "seed", "substream", "logit_bias", "logprobs",
+    "seed", "substream", "logit_bias", "logprobs", "penalty_last_n",
 )  # fmt: skip
 
 
 class Request:
     """What an engine would keep to call sample() with: the model that the sampler is held to."""
 
-    def __init__(self, params, prompt, output):
+    def __init__(self, params, prompt, output, semantics="tokenstep"):
         self.params, self.prompt, self.output = params, list(prompt), list(output)
+        self.semantics = semantics
         self.position = len(self.output)
 
     def expected(self, logits, mask, mode):
@@ -38,6 +39,7 @@ class Request:
             token_bitmask=mask,
             logprobs_mode=mode,
             check=False,
+            semantics=self.semantics,
             **arguments,
         )
         if out.status[0] == 0:
@@ -68,16 +70,20 @@ class SamplerMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.sampler = ts.Sampler(ROWS, VOCAB)
         self.requests = {}
+
+    @initialize(semantics=st.sampled_from(("tokenstep", "tokenstep", *PRESETS, "llama.cpp")))
+    def make_sampler(self, semantics):
+        self.semantics = semantics
+        self.sampler = ts.Sampler(ROWS, VOCAB, semantics=semantics)
 
     @rule(row=st.integers(0, ROWS - 1), seed=st.integers(0, 1 << 30))
     def admit(self, row, seed):
         rng = np.random.default_rng(seed)
-        params = random_params(rng, VOCAB)
+        params = random_params(rng, VOCAB, self.semantics)
         prompt, output = history(rng, VOCAB, 20), history(rng, VOCAB, 10)
         self.sampler.admit(row, params, prompt, output)
-        self.requests[row] = Request(params, prompt, output)
+        self.requests[row] = Request(params, prompt, output, self.semantics)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -182,6 +188,22 @@ def test_a_request_that_goes_on_in_another_sampler_draws_the_same_tokens():
         rest.admit(1, params, [1, 2, 3], tokens[:cut])
         row = np.array([1], np.int32)
         assert [int(rest.step(x, row).tokens[0]) for x in logits[cut:]] == tokens[cut:]
+
+
+@pytest.mark.parametrize("last_n", [1, 2, 7, 64, -1])
+def test_a_window_of_the_last_tokens_moves_on_with_the_row(last_n):
+    rng = np.random.default_rng([45, last_n + 1])
+    penalties = {"repetition_penalty": 1.4, "presence_penalty": 0.2, "frequency_penalty": 0.3}
+    params = ts.SamplingParams(0.9, **penalties, seed=4, penalty_last_n=last_n)
+    sampler = ts.Sampler(2, 30, semantics="llama.cpp")
+    request = Request(params, history(rng, 30, 9), [], "llama.cpp")
+    for begun in range(2):  # the second time in a slot whose lists are full
+        sampler.admit(1, params, request.prompt, request.output)
+        for _ in range(150):
+            logits = rng.standard_normal((1, 30)).astype(np.float32)
+            out = sampler.step(logits, np.array([1], np.int32))
+            assert_row(out, 0, request.expected(logits, None, "raw"), -1)
+        assert request.position == 150 * (begun + 1)
 
 
 def test_a_row_without_a_seed_draws_entropy_once_when_it_is_admitted():

@@ -53,6 +53,8 @@ CASES = {
     "biases of rows": {"logit_bias": [{1: 9.0}, None, {2: -float("inf"), 7: 3}], "temperature": 0.5},
     "a seed a row": {"seed": [1, 2**64 - 1, -7], "position": 3, "substream": [0, 1, 2**32 - 1]},
     "a large seed": {"seed": 2**63 + 5, "position": torch.tensor([0, 1, 2])},
+    "a preset": EVERYTHING | {"semantics": "transformers", "logprobs": 2},
+    "a window of tokens": EVERYTHING | {"semantics": "llama.cpp", "penalty_last_n": [-1, 1, 64]},
     "processed": {"top_k": 4, "logprobs": 2, "logprobs_mode": "processed"},
 }
 

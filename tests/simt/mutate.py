@@ -145,8 +145,9 @@ def check_sample():
     device = sample_device.Emulator()
     for seed in range(4):
         for geometry in (("solo", 1), ("cluster", 3), ("soft", 3)):
-            for vocab_size, rows in ((1000, 6), (5000, 4)):
-                case = random_case(np.random.default_rng([60, seed, vocab_size]), "float32", vocab_size, rows)
+            for vocab_size, rows, semantics in ((1000, 6, None), (5000, 4, None), (1000, 6, "llama.cpp")):
+                rng = np.random.default_rng([60, seed, vocab_size])
+                case = random_case(rng, "float32", vocab_size, rows, semantics=semantics)
                 device.use(geometry, seed=seed)
                 try:
                     want = ts.sample(case.logits, check=False, **case.arguments)

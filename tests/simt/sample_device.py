@@ -59,10 +59,10 @@ class Emulator:
         """A copy of an array in the device's memory."""
         return host if host is None or not isinstance(host, np.ndarray) else host.copy()
 
-    def sampler(self, max_rows, vocab_size):
+    def sampler(self, max_rows, vocab_size, semantics="tokenstep"):
         """A Sampler of the device."""
         with self.active():
-            return ts.Sampler(max_rows, vocab_size)
+            return ts.Sampler(max_rows, vocab_size, semantics=semantics)
 
 
 class Gpu:
@@ -100,9 +100,9 @@ class Gpu:
 
         return None if host is None else torch.as_tensor(host).cuda()
 
-    def sampler(self, max_rows, vocab_size):
+    def sampler(self, max_rows, vocab_size, semantics="tokenstep"):
         """A Sampler of the device."""
-        return ts.Sampler(max_rows, vocab_size, "cuda")
+        return ts.Sampler(max_rows, vocab_size, "cuda", semantics=semantics)
 
 
 def on_device(device, arguments):

@@ -14,13 +14,18 @@ KINDS = ("normal", "peaked", "few_values", "some_banned", "nan", "all_banned")
 class Twins:
     """A sampler on the device and one on the CPU, to which the same happens."""
 
-    def __init__(self, device, max_rows=ROWS, vocab_size=VOCAB):
-        self.device, self.vocab_size = device, vocab_size
-        self.ours, self.cpu = device.sampler(max_rows, vocab_size), ts.Sampler(max_rows, vocab_size)
+    def __init__(self, device, max_rows=ROWS, vocab_size=VOCAB, semantics="tokenstep"):
+        self.device, self.max_rows, self.vocab_size = device, max_rows, vocab_size
+        self.ours = device.sampler(max_rows, vocab_size, semantics)
+        self.cpu = ts.Sampler(max_rows, vocab_size, semantics=semantics)
 
     def admit(self, row, *arguments):
         for sampler in (self.ours, self.cpu):
             sampler.admit(row, *arguments)
+
+    def admit_random(self, rng, row, semantics="tokenstep"):
+        prompt, output = history(rng, self.vocab_size, 40), history(rng, self.vocab_size, 10)
+        self.admit(row, random_params(rng, self.vocab_size, semantics), prompt, output)
 
     def release(self, row):
         for sampler in (self.ours, self.cpu):
@@ -57,8 +62,7 @@ def test_admissions_steps_and_releases_equal_the_cpu(device, geometry):
         action = rng.random()
         if action < 0.3 or not admitted:
             row = int(rng.integers(ROWS))
-            prompt, output = history(rng, VOCAB, 40), history(rng, VOCAB, 10)
-            twins.admit(row, random_params(rng, VOCAB), prompt, output)
+            twins.admit_random(rng, row)
             admitted.add(row)
         elif action < 0.4:
             row = int(rng.choice(sorted(admitted)))

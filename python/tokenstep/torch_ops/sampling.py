@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from tokenstep import sampling
-from tokenstep.sampling import Bias, LogprobsMode, SampleOutput
+from tokenstep.sampling import Bias, LogprobsMode, SampleOutput, Semantics
 from tokenstep.torch_ops.library import define, shapes_of
 
 _PARAMETERS = (
     "Tensor logits, *, Tensor? temperature=None, Tensor? top_k=None, Tensor? top_p=None, Tensor? min_p=None, "
     "Tensor? repetition_penalty=None, Tensor? presence_penalty=None, Tensor? frequency_penalty=None, "
     "Tensor[]? prompt_tokens=None, Tensor[]? output_tokens=None, int[]? bias_starts=None, int[] bias_ids=[], "
-    "float[] bias_values=[], Tensor? token_bitmask=None, bool? check=None"
+    "float[] bias_values=[], Tensor? token_bitmask=None, bool? check=None, str semantics='tokenstep', "
+    "Tensor? penalty_last_n=None"
 )
 PER_ROW: dict[str, tuple[float, torch.dtype]] = {
     "temperature": (1.0, torch.float64),
@@ -119,6 +120,8 @@ def sample(
     logprobs: int | None = None,
     logprobs_mode: LogprobsMode = "raw",
     check: bool | None = None,
+    semantics: Semantics = "tokenstep",
+    penalty_last_n: Any = None,
 ) -> SampleOutput:
     """:func:`tokenstep.sample`, by ``torch.ops.tokenstep.sample``.
 
@@ -144,6 +147,8 @@ def sample(
         ),
         token_bitmask=token_bitmask,
         check=check,
+        semantics=semantics,
+        penalty_last_n=_last_n(logits, penalty_last_n),
         seed=_seeds(logits, seed),
         position=_per_row(logits, position, 0, torch.int64),
         substream=_per_row(logits, substream, 0, torch.int64),
@@ -175,6 +180,8 @@ def apply_logits(
     logprobs_mode: LogprobsMode = "raw",
     check: bool | None = None,
     out: Tensor | None = None,
+    semantics: Semantics = "tokenstep",
+    penalty_last_n: Any = None,
 ) -> Tensor:
     """:func:`tokenstep.apply_logits`, by ``torch.ops.tokenstep.apply_logits``.
 
@@ -198,7 +205,12 @@ def apply_logits(
         logit_bias,
     )
     result: Tensor = torch.ops.tokenstep.apply_logits(
-        logits, token_bitmask=token_bitmask, check=check, **options
+        logits,
+        token_bitmask=token_bitmask,
+        check=check,
+        semantics=semantics,
+        penalty_last_n=_last_n(logits, penalty_last_n),
+        **options,
     )
     return result if out is None else out.copy_(result)
 
@@ -223,6 +235,10 @@ def _per_row(logits: Tensor, value: Any, off: float | None, dtype: torch.dtype) 
     if isinstance(value, (int, float)):
         return None if value == off else torch.full((logits.shape[0],), value, dtype=dtype)
     return torch.tensor(value, dtype=dtype)
+
+
+def _last_n(logits: Tensor, penalty_last_n: Any) -> Tensor | None:
+    return None if penalty_last_n is None else _per_row(logits, penalty_last_n, None, torch.int64)
 
 
 def _seeds(logits: Tensor, seed: Any) -> Tensor | None:

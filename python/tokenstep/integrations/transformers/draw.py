@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from tokenstep.integrations.transformers.chain import SEMANTICS
 from tokenstep.integrations.transformers.plan import Plan
 from tokenstep.sampling import Sampler
 
@@ -44,15 +45,12 @@ class Draw:
             ValueError: A row has no token to draw, or logits that are NaN or +inf.
         """
         plan, scores = self._plan, None
-        edits = plan.chain.edits_first or self._scored
-        if plan.before or edits or logits.dtype == torch.float64:
+        if plan.before or logits.dtype == torch.float64:
             logits = logits.to(torch.float32, copy=True)
         if plan.before:
             logits = plan.before(cast(Any, input_ids), logits)
         if self._scored:
             logits = scores = plan.chain.apply(logits, plan.seen(input_ids))
-        elif edits:
-            plan.chain.edit_(logits, plan.seen(input_ids))
         if self._sampler is None:
             self._sampler = self._admitted(logits)
         out = self._sampler.step(logits)
@@ -65,7 +63,7 @@ class Draw:
     def _admitted(self, logits: torch.Tensor) -> Sampler:
         """A sampler whose rows hold the parameters and prompts of all sequences."""
         plan = self._plan
-        sampler = Sampler(logits.shape[0], logits.shape[1], logits.device)
+        sampler = Sampler(logits.shape[0], logits.shape[1], logits.device, semantics=SEMANTICS)
         params = [plan.sampling_params(*seed, scored=self._scored) for seed in self._seeds]
         counted = params[0].repetition_penalty != 1
         prompts = plan.seen(self._prompts).cpu() if counted else [()] * len(params)

@@ -29,7 +29,7 @@ _MAX_VOCAB = 1 << 18
 _OTHER_LOOPS = ("assistant_model", "assistant_tokenizer", "custom_generate", "synced_gpus", "token_healing")
 
 
-def generate_with(model: Any, *, keep_ties: bool = True) -> Callable[..., Any]:
+def generate_with(model: Any) -> Callable[..., Any]:
     """A callable used like ``model.generate``, with the fused sampler in its loop.
 
     Parameters, their defaults (the model's generation config) and results are those of ``model.generate``:
@@ -46,8 +46,6 @@ def generate_with(model: Any, *, keep_ties: bool = True) -> Callable[..., Any]:
 
     Args:
         model: A decoder-only model of transformers 4.57 or 5.x, on the CPU or a CUDA GPU.
-        keep_ties: top-k keeps all tokens tied with the k-th, as transformers does. False keeps exactly k, the
-            lowest ids first, and saves a pass over the logits.
 
     Returns:
         The callable. It raises ValueError where a row's logits hold NaN or +inf or no token is left.
@@ -55,7 +53,7 @@ def generate_with(model: Any, *, keep_ties: bool = True) -> Callable[..., Any]:
 
     def generate(*args: Any, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
         try:
-            return _generate(model, args, kwargs, seed, keep_ties=keep_ties)
+            return _generate(model, args, kwargs, seed)
         except Unsupported as reason:
             warnings.warn(
                 f"tokenstep: {reason}: not fused, transformers' own generate runs", UserWarning, stacklevel=2
@@ -69,7 +67,7 @@ def generate_with(model: Any, *, keep_ties: bool = True) -> Callable[..., Any]:
     return generate
 
 
-def _generate(model: Any, args: Any, kwargs: dict[str, Any], seed: Any, *, keep_ties: bool) -> Any:
+def _generate(model: Any, args: Any, kwargs: dict[str, Any], seed: Any) -> Any:
     """``model.generate`` with our loop.
 
     Raises:
@@ -95,7 +93,7 @@ def _generate(model: Any, args: Any, kwargs: dict[str, Any], seed: Any, *, keep_
     if stop_strings is not None:
         criteria = [*(kwargs.get("stopping_criteria") or ()), StopStringCriteria(tokenizer, stop_strings)]
         kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
-    loop = functools.partial(_decode, streamer=streamer, seed=seed, keep_ties=keep_ties)
+    loop = functools.partial(_decode, streamer=streamer, seed=seed)
     return model.generate(*args, custom_generate=loop, **kwargs)
 
 
@@ -108,7 +106,6 @@ def _decode(
     *,
     streamer: Any,
     seed: int | Sequence[int] | None,
-    keep_ties: bool,
     **model_kwargs: Any,
 ) -> Any:
     """The loop of ``GenerationMixin._sample``, called by generate in its place.
@@ -116,7 +113,7 @@ def _decode(
     Returns:
         int64 ``[B, L]``, or with ``return_dict_in_generate`` a GenerateDecoderOnlyOutput.
     """
-    plan = make_plan(logits_processor, generation_config, keep_ties=keep_ties)
+    plan = make_plan(logits_processor, generation_config)
     if input_ids.device.type not in ("cpu", "cuda"):
         raise Unsupported(f"the device {input_ids.device.type}")
     vocab_size = model.config.get_text_config().vocab_size

@@ -53,20 +53,19 @@ class Plan:
         chain = Chain() if scored else self.chain
         if self.greedy:
             return SamplingParams(temperature=0.0, repetition_penalty=chain.repetition_penalty)
-        return SamplingParams(**chain.last_call(), seed=seed, substream=substream)
+        return SamplingParams(**chain.parameters(), seed=seed, substream=substream)
 
     def seen(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The ids that the repetition penalty counts, int64 ``[B, L]``."""
         return seen_ids(input_ids, self.ignore)
 
 
-def make_plan(processors: Sequence[Any], config: Any, *, keep_ties: bool) -> Plan:
+def make_plan(processors: Sequence[Any], config: Any) -> Plan:
     """Splits the processors that generate prepared into those that run first and those that are fused.
 
     Args:
         processors: In the order in which transformers would run them.
         config: The prepared GenerationConfig.
-        keep_ties: See :class:`Chain`.
 
     Raises:
         Unsupported: The mode does not sample token by token, or something must run between or behind the
@@ -86,11 +85,9 @@ def make_plan(processors: Sequence[Any], config: Any, *, keep_ties: bool) -> Pla
         raise Unsupported(", ".join(names) or "processors with settings or in an order of their own")
     penalty = next((p for p in fused if type(p) is theirs.RepetitionPenaltyLogitsProcessor), None)
     values = {ours: getattr(p, name) for p in fused for kind, name, ours in _FUSED if type(p) is kind}
-    if values.get("temperature", 1.0) < 1e-5:
-        raise Unsupported("a temperature below 1e-5")
     return Plan(
         before=LogitsProcessorList(before),
-        chain=Chain(**values, keep_ties=keep_ties),
+        chain=Chain(**values),
         greedy=mode is GenerationMode.GREEDY_SEARCH,
         ignore=getattr(penalty, "prompt_ignore_length", None),
     )

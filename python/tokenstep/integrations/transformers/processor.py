@@ -13,9 +13,8 @@ __all__ = ["FusedLogitsProcessor"]
 class FusedLogitsProcessor(LogitsProcessor):
     """Repetition penalty, temperature, top-k, top-p and min-p in transformers' order, in place of its five.
 
-    One call of :func:`tokenstep.apply_logits`; with ``top_k`` also a search for the ties that transformers
-    keeps (``keep_ties=False``: exactly k, without it), and a second call where top-p meets min-p.
-    For use with ``model.generate(…, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, logits_processor=
+    One call of :func:`tokenstep.apply_logits`, with transformers' semantics. For use with
+    ``model.generate(…, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, logits_processor=
     [FusedLogitsProcessor(…)])``, so that generate adds none of its own; :func:`generate_with` is faster, as
     it fuses the draw too and keeps histories on the device.
     """
@@ -29,33 +28,31 @@ class FusedLogitsProcessor(LogitsProcessor):
         min_p: float = 0.0,
         *,
         prompt_ignore_length: int | torch.Tensor | None = None,
-        keep_ties: bool = True,
     ) -> None:
         """Takes transformers' parameters.
 
         Args:
             repetition_penalty: Of all ids so far; 1 is off.
-            temperature: At least 1e-5.
+            temperature: Above 0.
             top_k: 0 is off.
             top_p: 1 is off.
             min_p: 0 is off.
             prompt_ignore_length: Ids at the start of each row that the penalty leaves alone, such as left
                 padding: a number or an int64 tensor ``[B]``, each less than the row's length.
-            keep_ties: top-k keeps all tokens tied with the k-th, as transformers does.
 
         Raises:
             ValueError: A value out of range.
         """
         for name, value, valid in (
             ("repetition_penalty", repetition_penalty, 0 < repetition_penalty < float("inf")),
-            ("temperature", temperature, 1e-5 <= temperature < float("inf")),
+            ("temperature", temperature, 0 < temperature < float("inf")),
             ("top_k", top_k, top_k >= 0),
             ("top_p", top_p, 0 <= top_p <= 1),
             ("min_p", min_p, 0 <= min_p <= 1),
         ):
             if not valid:
                 raise ValueError(f"tokenstep.FusedLogitsProcessor: {name} = {value!r} is out of range")
-        self._chain = Chain(repetition_penalty, temperature, top_k, top_p, min_p, keep_ties)
+        self._chain = Chain(repetition_penalty, temperature, top_k, top_p, min_p)
         self._ignore = prompt_ignore_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -65,8 +62,6 @@ class FusedLogitsProcessor(LogitsProcessor):
             input_ids: int64 ``[B, L]``.
             scores: ``[B, V]``, float32, float16 or bfloat16.
         """
-        if self._chain.edits_first:
-            scores = scores.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return self._chain.apply(scores, seen_ids(input_ids, self._ignore))
 
 
