@@ -43,6 +43,7 @@ def by_sample(parameters, count):
             prompt_tokens=[PROMPT],
             output_tokens=[output],
             position=position,
+            semantics="llama.cpp",
         )
         token = Token(int(out.tokens[0]))
         if out.logprobs is not None:
@@ -58,6 +59,16 @@ def test_both_ways_give_what_sample_gives_on_the_same_logits(parameters):
     assert list(generate(Llama(), PROMPT, params, max_tokens=12)) == expected
     processor = FusedLogitsProcessor(Llama(), params)
     assert Llama().create_completion(PROMPT, 12, **processor.options) == [token.id for token in expected]
+
+
+def test_parameters_mean_what_they_mean_to_llama_cpp_unless_asked_otherwise():
+    """A penalty of the last two tokens moves others than that of all, as tokenstep has it."""
+    params = {"temperature": 0.0, "repetition_penalty": 3.0, **ENDLESS}
+    of_two = ids(Llama(), PROMPT, ts.SamplingParams(**params, penalty_last_n=2), max_tokens=30)
+    of_all = ids(Llama(), PROMPT, ts.SamplingParams(**params), max_tokens=30, semantics="tokenstep")
+    assert of_two != of_all
+    processor = FusedLogitsProcessor(Llama(), ts.SamplingParams(**params), semantics="tokenstep")
+    assert Llama().create_completion(PROMPT, 30, **processor.options) == of_all
 
 
 def test_a_processor_leaves_one_token_in_place_and_needs_no_package(monkeypatch):

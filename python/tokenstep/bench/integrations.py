@@ -48,7 +48,6 @@ INTEGRATIONS = {
         {
             "transformers": {},
             OURS: {"sampler": "tokenstep"},
-            f"{OURS}, exactly k": {"sampler": "exactly k"},
             f"{OURS} and its attention": {"sampler": "tokenstep", "attention": "tokenstep"},
         },
     ),

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tokenstep.sampling import SampleOutput, Sampler, SamplingParams
+from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, Semantics
 
 __all__ = ["FusedLogitsProcessor", "Token", "generate"]
 
@@ -52,6 +52,7 @@ def generate(
     *,
     max_tokens: int | None = None,
     ignore_eos: bool = False,
+    semantics: Semantics = "llama.cpp",
 ) -> Iterator[Token]:
     """Generates one text, token by token, as ``Llama.generate`` does with llama.cpp's samplers.
 
@@ -65,6 +66,7 @@ def generate(
         params: Of the sampler; None: the defaults, which draw from the whole distribution.
         max_tokens: The most tokens; None: until the context is full.
         ignore_eos: Go on behind the tokens that end a text. Else these end it, and are not given.
+        semantics: Whose meaning the parameters have, as of :class:`tokenstep.Sampler`.
 
     Returns:
         An iterator; the prompt is evaluated when its first token is asked for.
@@ -85,7 +87,7 @@ def generate(
         )
     if max_tokens is not None and max_tokens < 0:
         raise ValueError(f"{_OP}.generate: max_tokens = {max_tokens}, expected at least 0")
-    draw = Draw("generate", llama, params or SamplingParams())
+    draw = Draw("generate", llama, params or SamplingParams(), semantics)
     draw.begin(prompt)
     count = room if max_tokens is None else min(room, max_tokens)
     return _generate(Engine(llama), draw, prompt, count, ignore_eos=ignore_eos)
@@ -133,19 +135,22 @@ class FusedLogitsProcessor:
         error: Why the last text could not go on; None if it could.
     """
 
-    def __init__(self, llama: Any, params: SamplingParams | None = None) -> None:
+    def __init__(
+        self, llama: Any, params: SamplingParams | None = None, *, semantics: Semantics = "llama.cpp"
+    ) -> None:
         """Checks the parameters against the model's vocabulary.
 
         Args:
             llama: The ``llama_cpp.Llama`` whose texts these will be.
             params: Of the sampler; None: the defaults, which draw from the whole distribution.
+            semantics: Whose meaning the parameters have, as of :class:`tokenstep.Sampler`.
 
         Raises:
             TypeError: A parameter is of the wrong kind.
             ValueError: A parameter is out of range.
         """
         self.error: ValueError | None = None
-        self._draw = Draw("FusedLogitsProcessor", llama, params or SamplingParams())
+        self._draw = Draw("FusedLogitsProcessor", llama, params or SamplingParams(), semantics)
         self._end = int(llama.token_eos())
         self._logits = np.empty((1, llama.n_vocab()), np.float32)
         self._text = np.empty(0, np.intc)
@@ -189,9 +194,9 @@ class FusedLogitsProcessor:
 class Draw:
     """Tokens of one text after another from their logits."""
 
-    def __init__(self, op: str, llama: Any, params: SamplingParams) -> None:
+    def __init__(self, op: str, llama: Any, params: SamplingParams, semantics: Semantics) -> None:
         self._op, self._params = op, params
-        self._sampler = Sampler(1, llama.n_vocab())
+        self._sampler = Sampler(1, llama.n_vocab(), semantics=semantics)
         self._sampler.admit(0, params)  # says now what is wrong with them
         self._count = 0
         self._out: SampleOutput | None = None

@@ -80,7 +80,7 @@ class Peer:
             sampler = self._llama._init_sampler(**options)
             yield lambda: sampler.sample(self._llama._ctx, -1)
             return
-        engine, draw = Engine(self._llama), Draw("generate", self._llama, _params(sampling))
+        engine, draw = Engine(self._llama), Draw("generate", self._llama, _params(sampling), "llama.cpp")
         draw.begin(np.array(prompt))
         yield lambda: draw(engine.logits()).id
 

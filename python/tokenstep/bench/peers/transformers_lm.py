@@ -1,7 +1,7 @@
 """transformers: `generate` of a model in bfloat16, as it is (attention is torch's SDPA) or with ours inside.
 
-Two options beside those of `worker`: ``sampler``, "transformers" (the default), "tokenstep" or "exactly k"
-(tokenstep, without transformers' ties), and ``attention``, as `set_attn_implementation` takes it.
+Two options beside those of `worker`: ``sampler``, "transformers" (the default) or "tokenstep", and
+``attention``, as `set_attn_implementation` takes it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ class Peer:
         self._model = model
         self._generate = model.generate
         self._ours = options.get("sampler", "transformers") != "transformers"
-        self._keep_ties = options.get("sampler") != "exactly k"
         if self._ours:
             from tokenstep.integrations.transformers import generate_with
 
-            self._generate = generate_with(model, keep_ties=self._keep_ties)
+            self._generate = generate_with(model)
         if "attention" in options:
             from tokenstep.integrations.transformers import register
 
@@ -71,7 +70,7 @@ class Peer:
 
                 config = self._model.generation_config
                 config.do_sample = True
-                plan = make_plan(chain, config, keep_ties=self._keep_ties)
+                plan = make_plan(chain, config)
                 draw: Any = Draw(plan, ids, seed=0, scored=False)
             else:
 
