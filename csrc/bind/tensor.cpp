@@ -6,6 +6,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "bind/cupy.h"
 #include "common/check.h"
 
 namespace tokenstep::bind {
@@ -40,6 +41,8 @@ struct TypeRecord {
   const ExchangeApi* exchange = nullptr;
   bool is_torch = false;
   bool is_plain_torch = false;  // torch.Tensor or Parameter themselves; subclasses may lie about their memory
+  bool is_jax = false;
+  bool is_cupy = false;
 };
 
 const TypeRecord& record_of_type(nb::handle handle) {
@@ -60,6 +63,9 @@ const TypeRecord& record_of_type(nb::handle handle) {
     const std::string name = nb::cast<std::string>(nb::str(nb::getattr(base, "__name__", nb::str(""))));
     const bool is_tensor = (module == "torch" && name == "Tensor");
     record.is_torch |= is_tensor;
+    const std::string library = module.substr(0, module.find('.'));
+    record.is_jax |= library == "jax" || library == "jaxlib";
+    record.is_cupy |= library == "cupy";
     if (base.is(handle))
       record.is_plain_torch = is_tensor || (module == "torch.nn.parameter" && name == "Parameter");
   }
@@ -199,14 +205,18 @@ Tensor tensor_from(const char* op, const char* argument, nb::handle source, Acce
   if (!nb::hasattr(source, "__dlpack__"))
     raise<TypeError>(op, "%s is a %s, expected an array that speaks DLPack (torch, NumPy, CuPy, JAX)",
                      argument, python_type_name(source).c_str());
-  if (!nb::try_cast(source, out.keep_alive)) {
+  if (access == Access::kWrite && record.is_jax)  // its DLPack form does not say so
+    raise<ValueError>(op, "%s is a %s, which is immutable, expected an array to write to", argument,
+                      python_type_name(source).c_str());
+  const nb::object cupy_capsule = record.is_cupy ? cupy::dlpack_of(source) : nb::object();
+  if (!nb::try_cast(record.is_cupy ? nb::handle(cupy_capsule) : source, out.keep_alive)) {
     PyErr_Clear();
     nb::object capsule = nb::steal(PyObject_CallMethod(source.ptr(), "__dlpack__", nullptr));
     const std::string reason = capsule.is_valid() ? "its DLPack form is not understood" : take_python_error();
     raise<TypeError>(op, "%s is a %s that cannot be read through DLPack: %s", argument,
                      python_type_name(source).c_str(), reason.c_str());
   }
-  if (access == Access::kWrite) {
+  if (access == Access::kWrite && !record.is_cupy) {  // whose arrays all are
     nb::ndarray<> writable;
     if (!nb::try_cast(source, writable))
       raise<ValueError>(op, "%s is read-only, expected an array to write to", argument);
@@ -320,10 +330,15 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
     take_view(view, own);
     return result;
   }
+  if (like.source.is_valid() && record_of(like.source).is_cupy) {
+    nb::object result = cupy::empty(shape, name_of(dtype), like.device_id);
+    view = tensor_from(like.op, "out", result, Access::kWrite);
+    return result;
+  }
   if (!like.on_cpu())
-    raise<TypeError>(like.op,
-                     "%s is on %s: its library cannot make arrays there for outputs; pass torch tensors",
-                     like.argument, device_name(like.device_type, like.device_id).c_str());
+    raise<TypeError>(
+        like.op, "%s is on %s: its library cannot make arrays there for outputs; pass torch or CuPy arrays",
+        like.argument, device_name(like.device_type, like.device_id).c_str());
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
   char* memory = new char[static_cast<size_t>(count) * bytes_of(dtype) + 1];
@@ -363,13 +378,15 @@ void* stream_of(const ExchangeApi* exchange, int device_type, int device_id) {
 }  // namespace
 
 void* current_stream(const Tensor& tensor) {
+  if (!tensor.exchange && tensor.device_type == kCuda && record_of(tensor.source).is_cupy)
+    return cupy::current_stream(tensor.device_id);
   return stream_of(tensor.exchange, tensor.device_type, tensor.device_id);
 }
 
 void* current_stream(int device_type, int device_id) {
   if (device_type != kCuda) return nullptr;
   const nb::dict modules = nb::borrow<nb::dict>(PyImport_GetModuleDict());
-  if (!modules.contains("torch")) return nullptr;
+  if (!modules.contains("torch")) return modules.contains("cupy") ? cupy::current_stream(device_id) : nullptr;
   return stream_of(record_of_type(nb::object(modules["torch"].attr("Tensor"))).exchange, device_type,
                    device_id);
 }

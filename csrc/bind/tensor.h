@@ -2,7 +2,7 @@
 //
 // In: torch hands over a DLTensor through the C functions behind `__dlpack_c_exchange_api__`, found once per
 // type: tens of nanoseconds a tensor and no Python object. Whatever else speaks DLPack (NumPy, CuPy, JAX)
-// comes in through nb::ndarray. Out: arrays of the same kind as the input.
+// comes in through nb::ndarray. Out: arrays of the same kind as the input; on a GPU torch and CuPy make them.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -68,7 +68,7 @@ nb::object new_array_like(const Tensor& like, DType dtype, std::initializer_list
 
 // The stream on which the array's framework is working; null (the default stream) for those that do not say.
 void* current_stream(const Tensor& tensor);
-// The stream on which torch is working, if this process uses torch; else null.
+// The stream on which torch is working, if this process uses torch; else CuPy's, if it uses CuPy; else null.
 void* current_stream(int device_type, int device_id);
 
 std::string kind_of(nb::handle source);  // "None", "a str", "an int": what came instead, for error messages

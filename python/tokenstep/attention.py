@@ -13,7 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tokenstep import _native
+from tokenstep._arrays import like
 
 __all__ = ["Rope", "append_kv", "attention_workspace_bytes", "merge_attention", "paged_attention"]
 
@@ -105,11 +108,12 @@ def paged_attention(
             lengths, no block ids and no ``query_start``: what is wrong with them shows in ``status`` alone.
         TypeError: An argument of the wrong type or dtype.
     """
-    return _native.module_for(q).paged_attention(
+    result = _native.module_for(q).paged_attention(
         q, k_cache, v_cache, block_table, seq_lens, k, v, rope, query_start, max_query_len, scale,
         window, softcap, alibi_slopes, sinks, k_scale, v_scale, out, return_lse, status,
         workspace,
     )  # fmt: skip
+    return result if out is not None else _as_given(q, result)
 
 
 def attention_workspace_bytes(device: int = 0) -> int:
@@ -185,5 +189,14 @@ def merge_attention(outs: Any, lses: Any) -> tuple[Any, Any]:
         ValueError: Shapes that do not match.
         TypeError: An argument of the wrong type or dtype.
     """
-    merged: tuple[Any, Any] = _native.module_for(outs).merge_attention(outs, lses)
+    merged: tuple[Any, Any] = _as_given(outs, _native.module_for(outs).merge_attention(outs, lses))
     return merged
+
+
+def _as_given(argument: Any, result: Any) -> Any:
+    """New arrays, of NumPy where the argument's library is not torch or CuPy, as arrays of that library."""
+    if isinstance(argument, np.ndarray):
+        return result
+    if isinstance(result, tuple):
+        return tuple(_as_given(argument, each) for each in result)
+    return like(argument, result) if type(result) is np.ndarray else result

@@ -9,7 +9,6 @@ computed in this file: logits on a GPU go to the CUDA module, all others to that
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast
@@ -17,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 import numpy as np
 
 from tokenstep import _native
+from tokenstep._arrays import like
 
 __all__ = ["Array", "SampleOutput", "Sampler", "SamplingParams", "apply_logits", "sample"]
 
@@ -235,7 +235,7 @@ def apply_logits(
         _refuse_cuda("apply_logits", logits)
         raise
     if out is None and type(result) is np.ndarray and not isinstance(logits, np.ndarray):
-        result = _like(logits, result)
+        result = like(logits, result)
     return cast(_A, result)
 
 
@@ -404,14 +404,7 @@ def _all_like(logits: Array, out: SampleOutput) -> SampleOutput:
     """NumPy outputs as arrays of the logits' library."""
     if isinstance(logits, np.ndarray):
         return out
-    return SampleOutput._make(None if a is None else _like(logits, a) for a in out)
-
-
-def _like(logits: Array, a: Any) -> Any:
-    """A NumPy array as an array of the logits' library, without a copy where that library can."""
-    namespace = getattr(logits, "__array_namespace__", None)
-    library = namespace() if namespace else sys.modules[type(logits).__module__.partition(".")[0]]
-    return library.from_dlpack(a)
+    return SampleOutput._make(None if a is None else like(logits, a) for a in out)
 
 
 def _refuse_cuda(op: str, logits: Array) -> None:

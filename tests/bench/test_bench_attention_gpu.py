@@ -138,7 +138,9 @@ def test_fusedtok_gets_pages_in_its_own_layout(monkeypatch):
 @pytest.mark.parametrize("op", ["sample", "attention"])
 def test_without_a_gpu_the_command_says_why(op, capsys):
     assert main(["bench", op, "--device", "cuda"]) == 1
-    assert capsys.readouterr().err.startswith("tokenstep bench: ")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("peers found here: ")
+    assert said[1].startswith("tokenstep bench: ")
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,10 @@ def test_rounds_end_with_the_budget_and_begin_with_another_peer_each(
         monkeypatch.setattr(PeerProcess, "generate", noted)
         case = Case(1, 2, 3)
         far, now = time.monotonic() + 60, time.monotonic()
-        seconds = generate._measure({"a": a, "b": b}, [case], 3, far, lambda _: None)
+        seconds = generate.measure({"a": a, "b": b}, [case], 3, far, lambda _: None)
         assert [len(seconds[case, name]) for name in "ab"] == [3, 3]
         assert "".join(order) == "aabb" + "ba" + "ab"  # the first round warms up
-        seconds = generate._measure({"a": a, "b": b}, [case], 3, now, lambda _: None)
+        seconds = generate.measure({"a": a, "b": b}, [case], 3, now, lambda _: None)
         assert [len(seconds[case, name]) for name in "ab"] == [1, 1]
 
 

@@ -13,9 +13,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenstep.bench.peer_process import PeerProcess, first_output, interpreter_has
 from tokenstep.bench.report import FLOOR, OURS, Report
@@ -101,6 +101,17 @@ class Case:
         """Random ids."""
         rng = random.Random(f"{seed} {self}")
         return [[rng.choice(TOKEN_IDS) for _ in range(self.prompt_tokens)] for _ in range(self.batch)]
+
+    def warm_up(self) -> Case:
+        """The same with few tokens."""
+        return replace(self, output_tokens=min(4, self.output_tokens))
+
+    def run(self, process: PeerProcess, seed: str) -> float:
+        """Seconds that the process takes for it."""
+        return process.generate(self.prompts(seed), self.output_tokens, PARAMETERS if self.sampled else None)
+
+
+C = TypeVar("C", bound=Case)
 
 
 class GenerateReport(Report):
@@ -246,7 +257,7 @@ def run(
             files = {name: _weights(name, gguf, folder)["model"] for name in processes}
             reads = {file: read_seconds(weight_bytes(Path(file)), threads) for file in set(files.values())}
             report.settings["weights_read_s"] = {name: round(reads[file], 6) for name, file in files.items()}
-        seconds = _measure(processes, cases, rounds, deadline, progress)
+        seconds = measure(processes, cases, rounds, deadline, progress)
         own = processes[ours[-1]].description
         for case in cases:
             if "copy_gb_per_s" in report.settings and not case.is_prefill:
@@ -363,32 +374,27 @@ def _start_row(name: str, first: Sequence[float], start_mib: float) -> dict[str,
     }
 
 
-def _measure(
+def measure(
     processes: Mapping[str, PeerProcess],
-    cases: Sequence[Case],
+    cases: Sequence[C],
     rounds: int,
     deadline: float,
     progress: Callable[[str], None],
-) -> dict[tuple[Case, str], list[float]]:
+) -> dict[tuple[C, str], list[float]]:
     """Seconds of each case and peer, one a round; the first round warms up what it then measures."""
-    seconds: dict[tuple[Case, str], list[float]] = {(case, name): [] for case in cases for name in processes}
+    seconds: dict[tuple[C, str], list[float]] = {(case, name): [] for case in cases for name in processes}
     for number in range(rounds):
         begin = time.monotonic()
         for case in cases:
             for name in _rotated(list(processes), number):
                 if number == 0:
-                    warm_up = Case(case.batch, case.prompt_tokens, min(4, case.output_tokens), case.sampled)
-                    _once(processes[name], warm_up, "warm-up")
-                seconds[case, name].append(_once(processes[name], case, f"round {number}"))
+                    case.warm_up().run(processes[name], "warm-up")
+                seconds[case, name].append(case.run(processes[name], f"round {number}"))
         took = time.monotonic() - begin
         progress(f"round {number + 1} took {took:.0f} s")
         if time.monotonic() + took > deadline:
             break
     return seconds
-
-
-def _once(process: PeerProcess, case: Case, seed: str) -> float:
-    return process.generate(case.prompts(seed), case.output_tokens, PARAMETERS if case.sampled else None)
 
 
 def _rotated(names: list[str], by: int) -> Iterator[str]:

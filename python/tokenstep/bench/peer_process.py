@@ -66,10 +66,20 @@ class PeerProcess:
         self.close()
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], output_tokens: int, sampling: Mapping[str, float] | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        output_tokens: int,
+        sampling: Mapping[str, float] | None,
+        *,
+        sampling_alone: bool = False,
     ) -> float:
-        """Seconds that it took for `output_tokens` of each prompt."""
-        asked = {"prompts": prompts, "output_tokens": output_tokens, "sampling": sampling}
+        """Seconds that it took for `output_tokens` of each prompt, or that sampling took of them."""
+        asked = {
+            "do": "sample" if sampling_alone else "generate",
+            "prompts": prompts,
+            "output_tokens": output_tokens,
+            "sampling": sampling,
+        }
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
         try:

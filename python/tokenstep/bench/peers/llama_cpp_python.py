@@ -31,15 +31,15 @@ class Peer:
 
     def describe(self) -> dict[str, Any]:
         """The package's version, and what the build says that it uses."""
-        features = llama_cpp.llama_print_system_info().decode().strip()
-        return {"version": f"llama-cpp-python {llama_cpp.__version__}", "details": features}
+        return describe_build()
 
     def generate(
         self, prompts: list[list[int]], output_tokens: int, sampling: dict[str, float] | None
     ) -> float:
         """Seconds from the prompts' ids to the last id."""
         context = self._context(prompts, output_tokens)
-        samplers = [self._sampler(sampling, prompt, seed) for seed, prompt in enumerate(prompts)]
+        vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        samplers = [sampler_chain(vocab_size, sampling, prompt, seed) for seed, prompt in enumerate(prompts)]
         batch = llama_cpp.llama_batch_init(max(MICRO_BATCH, len(prompts)), 0, 1)
         try:
             begin = time.perf_counter()
@@ -89,31 +89,6 @@ class Peer:
             raise RuntimeError(f"llama.cpp can't make a context of {params.n_ctx} tokens")
         return context
 
-    def _sampler(self, sampling: dict[str, float] | None, prompt: list[int], seed: int) -> Any:
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        if sampling is None:
-            stages = [llama_cpp.llama_sampler_init_greedy()]
-        else:
-            stages = [
-                llama_cpp.llama_sampler_init_penalties(
-                    llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)),
-                    PENALISED,
-                    sampling["repetition_penalty"],
-                    sampling["frequency_penalty"],
-                    sampling["presence_penalty"],
-                ),
-                llama_cpp.llama_sampler_init_top_k(int(sampling["top_k"])),
-                llama_cpp.llama_sampler_init_top_p(sampling["top_p"], 1),
-                llama_cpp.llama_sampler_init_min_p(sampling["min_p"], 1),
-                llama_cpp.llama_sampler_init_temp(sampling["temperature"]),
-                llama_cpp.llama_sampler_init_dist(seed),
-            ]
-        for stage in stages:
-            llama_cpp.llama_sampler_chain_add(chain, stage)
-        for token in prompt:  # which counts for the penalties
-            llama_cpp.llama_sampler_accept(chain, token)
-        return chain
-
     @staticmethod
     def _put(batch: Any, row: int, token: int, position: int, sequence: int, wants_logits: bool) -> None:
         batch.token[row] = token
@@ -127,3 +102,36 @@ class Peer:
         batch.n_tokens = count
         if status := llama_cpp.llama_decode(context, batch):
             raise RuntimeError(f"llama_decode has failed: {status}")
+
+
+def sampler_chain(vocab_size: int, sampling: dict[str, float] | None, prompt: list[int], seed: int) -> Any:
+    """llama.cpp's samplers for one text, to be freed; None: greedy."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    if sampling is None:
+        stages = [llama_cpp.llama_sampler_init_greedy()]
+    else:
+        stages = [
+            llama_cpp.llama_sampler_init_penalties(
+                vocab_size,
+                PENALISED,
+                sampling["repetition_penalty"],
+                sampling["frequency_penalty"],
+                sampling["presence_penalty"],
+            ),
+            llama_cpp.llama_sampler_init_top_k(int(sampling["top_k"])),
+            llama_cpp.llama_sampler_init_top_p(sampling["top_p"], 1),
+            llama_cpp.llama_sampler_init_min_p(sampling["min_p"], 1),
+            llama_cpp.llama_sampler_init_temp(sampling["temperature"]),
+            llama_cpp.llama_sampler_init_dist(seed),
+        ]
+    for stage in stages:
+        llama_cpp.llama_sampler_chain_add(chain, stage)
+    for token in prompt:  # which counts for the penalties
+        llama_cpp.llama_sampler_accept(chain, token)
+    return chain
+
+
+def describe_build() -> dict[str, Any]:
+    """The package's version, and what the build says that it uses."""
+    features = llama_cpp.llama_print_system_info().decode().strip()
+    return {"version": f"llama-cpp-python {llama_cpp.__version__}", "details": features}

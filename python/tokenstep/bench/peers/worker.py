@@ -1,6 +1,6 @@
 """One implementation in a process of its own: ``python worker.py MODULE OPTIONS``, JSON lines in and out.
 
-MODULE is a file beside this one with a class `Peer`, OPTIONS a JSON object:
+MODULE is a file beside this one with a class `Peer`, OPTIONS a JSON object, which may say more to that class:
 
     model: a GGUF file or a folder.          threads: how many to compute on.
     dtype, device, weights: as `tokenstep.LLM` takes them.
@@ -8,9 +8,9 @@ MODULE is a file beside this one with a class `Peer`, OPTIONS a JSON object:
     lengths: for each length of prompt, the most tokens of prompt and output.
 
 The first line out comes once a token has been generated, and describes the implementation. Then each line in,
-``{"prompts": [[id, …], …], "output_tokens": N, "sampling": {…} or null}``, is answered by
-``{"seconds": S}``. Other interpreters than tokenstep's run this too: it imports nothing of tokenstep.
-Whatever a library prints goes to stderr.
+``{"do": "generate", "prompts": [[id, …], …], "output_tokens": N, "sampling": {…} or null}``, is answered by
+``{"seconds": S}``; "do" names the method of the `Peer`. Other interpreters than tokenstep's run this too: it
+imports nothing of tokenstep. Whatever a library prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main() -> None:
         print(json.dumps(peer.describe()), file=answers, flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
-            seconds = peer.generate(asked["prompts"], asked["output_tokens"], asked["sampling"])
+            act = getattr(peer, asked["do"])
+            seconds = act(asked["prompts"], asked["output_tokens"], asked["sampling"])
             print(json.dumps({"seconds": seconds}), file=answers, flush=True)
 
 
