@@ -1,7 +1,7 @@
 """What the plugin for vLLM gains: whole texts by vLLM as it is, with our sampler, and with our attention too.
 
-Each variant is an engine in a process of its own, which sleeps while others are measured (`peer_process`); all
-get the same random prompts, new ones in each round.
+Each variant is an engine in a process of its own, which sleeps while others are measured (`peer_process`);
+all get the same random prompts, new ones in each round.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """vLLM's CPU backend in bfloat16, its engine in this process, without its compiler's cache of other runs.
 
-One option beside those of `worker`: ``plugin``, what TOKENSTEP_VLLM says to tokenstep's plugin, by default "0".
+An option beside those of `worker`: ``plugin``, what TOKENSTEP_VLLM tells tokenstep's plugin, by default "0".
 """
 
 from __future__ import annotations

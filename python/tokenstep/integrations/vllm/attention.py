@@ -158,7 +158,7 @@ class PagedAttentionImpl(AttentionImpl):  # type: ignore[misc]
         self.scale = float(scale)
         self.kv_cache_dtype = kv_cache_dtype
         self.sliding_window = sliding_window
-        self._options = {
+        self._options: dict[str, Any] = {
             "scale": self.scale,
             "window": sliding_window,
             "softcap": logits_soft_cap or None,
@@ -205,11 +205,11 @@ class PagedAttentionImpl(AttentionImpl):  # type: ignore[misc]
         if attn_metadata is None:
             return output.zero_()
         tokens = slice(attn_metadata.num_tokens)
-        k_cache, v_cache = kv_cache.transpose(1, 2).split(self.head_size, -1)
+        rows = kv_cache.transpose(1, 2)
         paged_attention(
             query[tokens],
-            k_cache,
-            v_cache,
+            rows[..., : self.head_size],
+            rows[..., self.head_size :],
             attn_metadata.block_table,
             attn_metadata.seq_lens,
             k=key[tokens] if self._appends else None,

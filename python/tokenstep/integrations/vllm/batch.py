@@ -129,7 +129,6 @@ class Batch:
     def step(self, logits: torch.Tensor) -> SampleOutput:
         """Draws; what was prepared for. A row that cannot be sampled gives token -1 and NaN."""
         assert self._sampler is not None
-        # The one place where the presets of semantics belong, once Sampler has them: semantics="vllm".
         out = self._sampler.step(logits)
         for request in self._rows:
             request.held = len(request.output) + 1

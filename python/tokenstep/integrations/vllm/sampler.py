@@ -35,7 +35,8 @@ class BatchTracker(LogitsProcessor):  # type: ignore[misc] # vLLM is not there w
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        """As vLLM makes each of its logits processors."""
+        """As vLLM makes each of its logits processors, in the processes that sample."""
+        logger.info_once("tokenstep: the sampler is fused")
         self.batch = Batch(vllm_config.scheduler_config.max_num_seqs)
 
     def is_argmax_invariant(self) -> bool:
@@ -136,10 +137,9 @@ def install() -> None:
     # Built-in ones, unlike those of a user, don't make vLLM wait for each step's tokens.
     processors.append(BatchTracker)
     sampler.Sampler = FusedSampler
-    runner = sys.modules.get("vllm.v1.worker.gpu_model_runner")
+    runner: Any = sys.modules.get("vllm.v1.worker.gpu_model_runner")
     if runner is not None:
         runner.Sampler = FusedSampler
-    logger.info("tokenstep: the sampler of vLLM's V1 model runner is fused")
     if HAS_TRITON and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") != "0":
         logger.warning(
             "tokenstep: model runner V2 has a sampler of its own, which stays; VLLM_USE_V2_MODEL_RUNNER=0"
@@ -175,9 +175,9 @@ def _valid(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _logprobs_tensors(logits: torch.Tensor, out: SampleOutput) -> Any:
-    """In vLLM's layout: the token before the most likely ones, and the rank as the number of ids at least as likely.
+    """In vLLM's layout: the token before the most likely ones, ranks that count all ids at least as likely.
 
-    The kernel's rank orders equal values by id, and 16-bit logits are often equal.
+    The kernel's ranks order equal values by id, and 16-bit logits are often equal.
     """
     if out.logprobs is None:
         return None
