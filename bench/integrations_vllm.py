@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from tokenstep.bench.vllm_plugin import VARIANTS, run
+from tokenstep.bench.vllm_plugin import SAMPLING, VARIANTS, run
 
 
 def main() -> None:
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--samplings", nargs="+", choices=SAMPLING, default=list(SAMPLING))
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -33,6 +34,7 @@ def main() -> None:
         args.model,
         variants={name: VARIANTS[name] for name in args.variants},
         batches=args.batches,
+        samplings=args.samplings,
         output_tokens=args.output_tokens,
         rounds=args.rounds,
         threads=args.threads,

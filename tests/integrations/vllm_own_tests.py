@@ -4,8 +4,8 @@
 
 PYTHON has vllm, tokenstep, pytest, tblib and what else vLLM's conftest imports. CHECKOUT is vLLM's source at
 the version of PYTHON (a clone, or an unpacked sdist), of which the tests of the sampler run unless the
-arguments name others; MODEL is a folder that stands in for the models that these tests download. At the end it
-says how many steps the kernel has drawn.
+arguments name others; MODEL is a folder that stands in for the models that these tests download. The last
+lines say how many steps the kernel has drawn.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class OurSampler:
 def main() -> int:
     """Runs them; pytest's exit code."""
     checkout, model, *arguments = sys.argv[1:]
-    os.environ |= {"TOKENSTEP_VLLM": "sampler", "HF_HUB_OFFLINE": "1"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TOKENSTEP_VLLM", "sampler")  # 0 shows what fails without us
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that steps are counted
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     import pytest

@@ -1,7 +1,7 @@
 """One vLLM engine through many batches: ``python vllm_scenarios.py MODEL SETTINGS OUT``; results as JSON.
 
-SETTINGS is a JSON object of arguments for `vllm.LLM`, and ``batches``, names of those that are wanted. Which of
-tokenstep's parts are in the engine, the environment says.
+SETTINGS is a JSON object of arguments for `vllm.LLM`, and ``batches``, names of those that are wanted. The
+environment says which of tokenstep's parts are in the engine.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +55,7 @@ def run(
     *,
     variants: Mapping[str, str] = VARIANTS,
     batches: Sequence[int] = (1, 16, 32),
+    samplings: Sequence[str] = tuple(SAMPLING),
     output_tokens: int = 64,
     rounds: int = 5,
     threads: int,
@@ -68,6 +68,7 @@ def run(
         folder: the model in bfloat16 (bench/dequantise.py).
         variants: what TOKENSTEP_VLLM says, by name; "vllm" is what others are compared with.
         batches: texts at once.
+        samplings: names of `SAMPLING`.
         output_tokens: of each text.
         rounds: in each, every case is run by every variant in turn.
         threads: of each engine.
@@ -87,7 +88,7 @@ def run(
         "max_length": PROMPT_TOKENS + output_tokens,
         "first_prompt": Case(1, PROMPT_TOKENS, 1).prompts("first")[0],
     }
-    cases = [(batch, name) for batch in batches for name in SAMPLING]
+    cases = [(batch, name) for batch in batches for name in samplings]
     speeds: dict[tuple[int, str, str], list[float]] = {}
     report = VllmReport(
         "integrations vllm", {"output_tokens": output_tokens, "threads": threads, "rounds": rounds}
@@ -101,18 +102,19 @@ def run(
             report.settings["vllm"] = process.description["version"]
         order = list(processes)
         for number in range(rounds + 1):  # the first warms up: vLLM compiles at the first use of some of it
-            begin = time.monotonic()
             for batch, sampling in cases:
                 case = Case(batch, PROMPT_TOKENS, output_tokens if number else 4)
+                told = []
                 for name in order:
                     seconds = processes[name].generate(
                         case.prompts(f"round {number}"), case.output_tokens, SAMPLING[sampling]
                     )
+                    speed = round(case.tokens_per_s(seconds), 1)
+                    told.append(f"{name} {speed}")
                     if number:
-                        key = (batch, sampling, name)
-                        speeds.setdefault(key, []).append(round(case.tokens_per_s(seconds), 1))
+                        speeds.setdefault((batch, sampling, name), []).append(speed)
+                progress(f"round {number}, batch {batch}, {sampling}: {', '.join(told)} tokens/s")
             order.append(order.pop(0))
-            progress(f"round {number} took {time.monotonic() - begin:.0f} s")
     for (batch, sampling, name), measured in speeds.items():
         row = {"batch": batch, "sampling": sampling, "impl": name}
         report.rows.append(row | {"tokens_per_s": round(statistics.median(measured), 1), "all": measured})

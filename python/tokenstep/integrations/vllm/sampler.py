@@ -184,5 +184,5 @@ def _logprobs_tensors(logits: torch.Tensor, out: SampleOutput) -> Any:
     tokens = out.tokens[:, None]
     ids = torch.cat((tokens, out.top_tokens), 1)
     values = torch.cat((out.logprobs[:, None], out.top_logprobs), 1)
-    ranks = (logits >= logits.gather(1, tokens.clamp(min=0))).sum(-1)
+    ranks = (logits >= logits.gather(1, tokens.clamp(min=0))).sum(-1, dtype=torch.int32)
     return LogprobsTensors(_valid(ids), values, ranks)
