@@ -159,22 +159,26 @@ def test_bad_words_and_forbidden_ids_are_not_drawn(kernel_steps):
     assert len(kernel_steps) == 1
 
 
+@pytest.mark.parametrize("edited", [False, True], ids=["as they are", "edited first"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [None, 0, 5, 20, 21])
-def test_tokens_log_probabilities_and_ranks_of_greedy_rows_are_vllms_own(dtype, count, kernel_steps):
-    rng, rows = random.Random(count), 8
+def test_tokens_log_probabilities_and_ranks_of_greedy_rows_are_vllms_own(edited, dtype, count, kernel_steps):
+    rng, rows = random.Random(count), 16
     logits = (torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
+    likely = logits.topk(6).indices.tolist()  # so that penalties decide
     params = [
         SamplingParams(
             temperature=0.0,
             logprobs=count,
-            repetition_penalty=rng.choice([1.0, 1.5]),
-            presence_penalty=rng.choice([0.0, 1.0]),
-            logit_bias={5: 30.0} if i == 3 else None,
+            repetition_penalty=rng.choice([1.0, 1.05]),
+            presence_penalty=rng.choice([0.0, 0.2]),
+            frequency_penalty=rng.choice([0.0, 0.1]),
+            logit_bias={5: 30.0} if edited and i == 3 else None,
         )
         for i in range(rows)
     ]
-    step = Step(params, [random_ids(rng, 64) for _ in params], [random_ids(rng, 20) for _ in params])
+    outputs = [rng.choices(ids[:4], k=5) for ids in likely]
+    step = Step(params, [rng.choices(ids, k=3) for ids in likely], outputs)
     ours, theirs = step.both(logits)
     assert ours.sampled_token_ids.tolist() == theirs.sampled_token_ids.tolist()
     assert ours.sampled_token_ids.dtype == torch.int32
