@@ -201,6 +201,14 @@ def test_what_the_kernel_cannot_do_is_said_before_the_step(logits, output, messa
         batch.prepare(logits, None)
 
 
+def test_a_gap_between_rows_is_not_drawn_over():
+    batch = Batch(3)
+    batch.update([], [(row, params(), [], []) for row in range(3)], [])
+    batch.update([1], [], [])
+    with pytest.raises(Unsupported, match="2 rows of logits for 1 requests"):
+        batch.prepare(torch.zeros(2, VOCAB), None)
+
+
 def test_unknown_tokens_count_as_positions_where_nothing_is_penalised():
     logits, batch = torch.randn(1, VOCAB), Batch(1)
     batch.update([], [(0, params(seed=8), [], [-1, -1])], [])

@@ -93,7 +93,8 @@ class Batch:
                 if one is not None:
                     one.held = None
                     rows[row] = one
-        self._rows = [rows[row] for row in sorted(rows)]
+        # vLLM closes all gaps; should it ever not, prepare finds too few rows.
+        self._rows = [rows[row] for row in range(len(rows)) if row in rows]
 
     def edits(self) -> bool:
         """Whether the logits of a row have to be edited before this step, in ways that vLLM's code knows."""
@@ -145,7 +146,7 @@ class Batch:
             raise Unsupported(reason)
         if logits.shape[1] > MAX_VOCAB:
             raise Unsupported(f"a vocabulary of {logits.shape[1]}")
-        return Sampler(self._max_rows, logits.shape[1], device)
+        return Sampler(self._max_rows, logits.shape[1], device)  # the place for semantics="vllm"
 
     def _admit(self, sampler: Sampler, row: int, request: _Request) -> None:
         p, prompt = request.params, np.empty(0, np.int64)
