@@ -36,7 +36,8 @@ def batches() -> dict[str, list[tuple[str, dict[str, Any]]]]:
     mixed = [GREEDY, RANDOM | {"seed": 3}, GREEDY | PENALTIES, RANDOM | EVERYTHING, GREEDY | {"logprobs": 2}]
     counts = [None, 0, 5, 20, 25, -1]
     early = {"min_tokens": 8, "stop_token_ids": [198, 28, 30], "max_tokens": 12}
-    pattern = {"structured_outputs": {"regex": "[ab]{2}-[0-9]{3}"}, "seed": 5}
+    pattern = {"structured_outputs": {"regex": "[ab]{2}-[0-9]{3}"}, "seed": 5, "ignore_eos": False}
+    choice = {"structured_outputs": {"choice": ["yes, indeed", "no", "maybe"]}, "ignore_eos": False}
     one_token = {"n": 300, "temperature": 1.0, "top_k": 5, "max_tokens": 1, "logprobs": 5}
     return {
         "greedy": each(**GREEDY),
@@ -58,7 +59,7 @@ def batches() -> dict[str, list[tuple[str, dict[str, Any]]]]:
             (prompt, (GREEDY | PENALTIES if i % 2 else GREEDY) | {"max_tokens": 4 + 5 * i})
             for i, prompt in enumerate([LONG, *PROMPTS, LONG[: len(LONG) // 2]])
         ],
-        "choice": each(**GREEDY | {"structured_outputs": {"choice": ["yes, indeed", "no", "maybe"]}}),
+        "choice": each(**GREEDY | choice),
         "pattern": each(**RANDOM | EVERYTHING | pattern),
         "one of one": each(**RANDOM | {"top_k": 1, "logprobs": 1}),
         "nucleus of one": each(**RANDOM | {"top_p": 1e-6, "logprobs": 1}),
