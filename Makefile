@@ -2,22 +2,25 @@
 # core. Set-up is not repeated: the stamps below are newer than what they were made from.
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := CMakeLists.txt $(shell find cmake csrc tests/simt -type f -not -name '*.py')
 export TOKENSTEP_CUDA ?= AUTO
+export NO_MKDOCS_2_WARNING := 1
 # The emulator's module is for the tests; it keeps its line numbers, which its messages name.
 BUILD := --config-settings=cmake.define.TOKENSTEP_CUDA=$(TOKENSTEP_CUDA) \
   --config-settings=cmake.define.TOKENSTEP_SIMT=ON --config-settings=install.strip=false
 CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test build lint types format wheel clean
+.PHONY: help run test build lint types format docs docs-serve wheel clean
 
 help:
 	@echo "make run      set up, then complete a prompt with a real model (SmolLM2-135M, 93 MB)"
 	@echo "make test     set up, then run the tests"
 	@echo "make lint     ruff, clang-format, mypy"
+	@echo "make docs     build the documentation's site into build/site (make docs-serve shows it while you edit)"
 	@echo "make wheel    build a wheel into dist/"
 	@echo "make clean    remove .venv and all that was built"
 
@@ -40,11 +43,24 @@ format: $(VENV)/.develop
 	$(BIN)/ruff format .
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
+# The site reads the sources without importing them, so its environment holds the extra `docs` and no more.
+docs: $(DOCS_VENV)/.packages
+	$(DOCS_VENV)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS_VENV)/.packages
+	$(DOCS_VENV)/bin/mkdocs serve --watch python
+
 wheel: $(VENV)/.packages
 	$(BIN)/python -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(DOCS_VENV) build dist
+
+$(DOCS_VENV)/.packages: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+	  $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	@touch $@
 
 $(VENV)/.packages: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenstep needs Python 3.11 or later")'

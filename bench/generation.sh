@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that is measured of generation on a CPU, in less than twelve minutes: engines side by side, then where a
-# step's time goes. Writes bench/results/cpu/generate.{json,png}, the tables of docs/generation.md and of the README.
+# step's time goes. Writes bench/results/cpu/generate.{json,svg}, and the tables of docs/ and of the README.
 #
 #   bench/generation.sh FOLDER NAME=PYTHON ...
 #
@@ -14,6 +14,6 @@ for peer; do
   set -- "$@" --peer "$peer"
 done
 results=bench/results/cpu
-tokenstep bench generate --folder "$folder" "$@" --budget 540 --json $results/generate.json --plot $results/generate.png
+tokenstep bench generate --folder "$folder" "$@" --budget 540 --json $results/generate.json --plot $results/generate.svg
 python bench/step_profile.py --write docs/generation.md
-python bench/readme.py
+python bench/pages.py

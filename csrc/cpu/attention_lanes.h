@@ -4,7 +4,7 @@
 // half a token; those of kLanes tokens are kGroupVectors vectors and become one vector of scores. For
 // *_kernel.cpp files alone.
 #pragma once
-#include "cpu/attention_vec.h"
+#include "cpu/vec.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {

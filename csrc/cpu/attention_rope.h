@@ -4,7 +4,7 @@
 // in float32. For *_kernel.cpp files alone.
 #pragma once
 #include "common/params.h"
-#include "cpu/attention_vec.h"
+#include "cpu/vec.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "cpu/attention_lanes.h"
-#include "cpu/attention_vec.h"
+#include "cpu/vec.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {

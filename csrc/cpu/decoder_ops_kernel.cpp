@@ -3,9 +3,9 @@
 #include <cmath>
 #include <cstddef>
 
-#include "cpu/attention_vec.h"
 #include "cpu/decoder_ops.h"
 #include "cpu/fp_environment.h"
+#include "cpu/vec.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {

@@ -2,8 +2,8 @@
 // product (vdpbf16ps), and float32 elsewhere. Integers of at most 8 bits are exact in both, and so are their
 // products with bfloat16. For linear_kernel.cpp alone.
 #pragma once
-#include "cpu/attention_vec.h"
 #include "cpu/packed_matrix.h"
+#include "cpu/vec.h"
 
 namespace tokenstep::cpu::TOKENSTEP_ISA_NAMESPACE {
 namespace {

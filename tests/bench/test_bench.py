@@ -1,5 +1,6 @@
 """The benchmarks: what they time, what they keep, and that the command works end to end."""
 
+import importlib.util
 import json
 
 import pytest
@@ -140,6 +141,15 @@ def test_half_of_the_tokens_may_be_one_sequence_s(capsys):
     assert main(["bench", *SMALL_ATTENTION, *options, "--threads", "1", "--budget", "0.001"]) == 0
     table = capsys.readouterr().out
     assert table.count("| skewed |") == 2  # contexts, with the batch of 4
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
+    )
+    assert main(["bench", "sample", "--plot", str(tmp_path / "x.svg")]) == 1
+    assert "matplotlib is needed for --plot: pip install tokenstep[bench]" in capsys.readouterr().err
 
 
 def test_an_unknown_peer_is_refused_by_name(capsys):

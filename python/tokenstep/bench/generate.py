@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenstep.bench.peer_process import PeerProcess, first_output, interpreter_has
 from tokenstep.bench.report import OURS, Report
+from tokenstep.bench.weights_floor import read_seconds, weight_bytes
 
 PARAMETERS = {
     "temperature": 0.8,
@@ -212,6 +214,9 @@ def run(
             first, process = _started(name, python, of_peer, progress)
             processes[name] = stack.enter_context(process)
             report.rows.append(_start_row(name, first, process.start_mib))
+        files = {name: _weights(name, gguf, folder)["model"] for name in processes}
+        reads = {file: read_seconds(weight_bytes(Path(file)), threads) for file in set(files.values())}
+        report.settings["weights_read_s"] = {name: round(reads[file], 6) for name, file in files.items()}
         seconds = _measure(processes, cases, rounds, deadline, progress)
         for case in cases:
             for name in processes:
@@ -249,9 +254,11 @@ def installed_peers(folder: str | None) -> list[str]:
     ]
 
 
-def _weights(name: str, gguf: str, folder: str | None) -> dict[str, str | None]:
-    reads_gguf = kind_of(name).reads_gguf
-    return {"model": gguf if reads_gguf else folder, "dtype": "auto" if reads_gguf else "bfloat16"}
+def _weights(name: str, gguf: str, folder: str | None) -> dict[str, str]:
+    if kind_of(name).reads_gguf:
+        return {"model": gguf, "dtype": "auto"}
+    assert folder is not None  # check_peers has seen to it
+    return {"model": folder, "dtype": "bfloat16"}
 
 
 def _started(

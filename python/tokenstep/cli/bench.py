@@ -141,6 +141,11 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"tokenstep bench: {error}", file=sys.stderr)
         return 1
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        print(
+            "tokenstep bench: matplotlib is needed for --plot: pip install tokenstep[bench]", file=sys.stderr
+        )
+        return 1
     if args.op == "serve":
         return _run_serve(args)
     if args.op == "generate":
@@ -188,10 +193,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
+    from tokenstep._native import cpu
     from tokenstep.bench import serve
     from tokenstep.bench.report import OURS
+    from tokenstep.bench.weights_floor import read_seconds, weight_bytes
+    from tokenstep.models.load import find_model
 
     rows = max(args.concurrency)
+    read_s = read_seconds(weight_bytes(find_model(args.model)), cpu.num_threads())
     options = ["--model", args.model, "--dtype", args.dtype, "--max-num-seqs", str(rows)]
     with serve.started_server(options) as url:
         report = serve.run(
@@ -203,6 +212,7 @@ def _run_serve(args: argparse.Namespace) -> int:
             rounds=args.rounds,
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         )
+    report.settings["weights_read_s"] = round(read_s, 6)
     return _show(report, args)
 
 

@@ -17,9 +17,22 @@ RopeKind = Literal["default", "linear", "llama3", "yarn", "factors"]
 class RopeConfig:
     """Rotary position embedding over the whole head.
 
-    `factor` divides the frequencies (all of them for linear, the low ones for llama3 and yarn).
-    `attention_factor` multiplies cos and sin. `frequency_factors` [head_dim/2], kind "factors", divide the
-    frequencies one by one (GGUF's `rope_freqs.weight`).
+    Sources: RoFormer (Su et al., arXiv 2104.09864), YaRN (Peng et al., arXiv 2309.00071), and for llama3 the
+    bands of Llama 3.1's own configuration.
+
+    Attributes:
+        theta: base of the frequencies, theta ** (-2 i / head_dim).
+        kind: how frequencies are scaled for contexts longer than those of training.
+        factor: divides the frequencies: all of them for linear, the low ones for llama3 and yarn.
+        attention_factor: multiplies cos and sin.
+        original_max_position: tokens of context before scaling, of llama3 and yarn.
+        low_freq_factor: of llama3: frequencies with fewer turns over the original context are scaled whole.
+        high_freq_factor: of llama3: those with more turns are not scaled.
+        beta_fast: of yarn: the same, turns above which nothing is scaled.
+        beta_slow: of yarn: turns below which all is scaled.
+        truncate: of yarn: the bounds of the ramp between the two are whole dimensions.
+        frequency_factors: [head_dim / 2], of kind "factors": divide the frequencies one by one (GGUF's
+            `rope_freqs.weight`).
     """
 
     theta: float
@@ -39,8 +52,32 @@ class RopeConfig:
 class ModelConfig:
     """The shape of a decoder-only model and every switch in which the families differ.
 
-    `vocab_size` counts the rows of the embedding, which may be more than the tokenizer has ids. `windows` has
-    an entry a layer: the sliding window, or None for full attention.
+    Attributes:
+        family: its name, such as "llama".
+        vocab_size: rows of the embedding, which may be more than the tokenizer has ids.
+        hidden_size: width of the residual stream.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_kv_heads: heads of keys and values, of which num_heads is a multiple.
+        head_dim: dimensions of a head, a multiple of 8 up to 256.
+        intermediate_size: width of the MLP.
+        max_position: tokens of the longest context.
+        rms_norm_eps: added to the mean square in norms.
+        rope: rotary positions.
+        attention_scale: factor of the scores.
+        windows: an entry a layer: the sliding window in tokens, or None for full attention.
+        tie_embeddings: the output layer has the embedding's weights.
+        eos_token_ids: tokens that end a text.
+        bos_token_id: the token that begins one; None: there is none.
+        activation: of the MLP's gate.
+        qkv_bias: biases on the projections to queries, keys and values.
+        o_bias: a bias on attention's output projection.
+        mlp_bias: biases in the MLP.
+        qk_norm: a norm on each head of queries and keys.
+        post_norms: norms behind attention and MLP, beside those before them.
+        embedding_scale: factor of the embeddings; None: 1.
+        attention_softcap: c of c tanh(score / c); None: none.
+        final_softcap: the same, of the logits.
     """
 
     family: str

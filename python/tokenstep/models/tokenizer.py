@@ -65,8 +65,13 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`; special tokens written in it become their ids.
 
-        With `add_special_tokens` the model's begin (and end) tokens are put around, the begin token only
-        where the text doesn't begin with it already. Raises ValueError for a text with an unpaired surrogate.
+        Args:
+            text: any string.
+            add_special_tokens: put the model's begin (and end) tokens around, the begin token only where the
+                text doesn't begin with it already.
+
+        Raises:
+            ValueError: the text has an unpaired surrogate.
         """
         try:
             text.encode()

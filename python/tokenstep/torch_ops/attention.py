@@ -132,7 +132,11 @@ def paged_attention(
     status: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """:func:`tokenstep.paged_attention`, by the op of this name or, with k and v, ``append_and_attend``."""
+    """:func:`tokenstep.paged_attention`, by the op of this name or, with k and v, ``append_and_attend``.
+
+    Arguments, results and errors are the same; every array is a torch tensor. ``out`` is filled by a copy
+    after the op.
+    """
     options = {
         "rope_cos": None if rope is None else rope.cos,
         "rope_sin": None if rope is None else rope.sin,
@@ -174,7 +178,10 @@ def append_kv(
     v_scale: Tensor | None = None,
     status: Tensor | None = None,
 ) -> None:
-    """:func:`tokenstep.append_kv`, by ``torch.ops.tokenstep.append_kv``."""
+    """:func:`tokenstep.append_kv`, by ``torch.ops.tokenstep.append_kv``.
+
+    Arguments, results and errors are the same; every array is a torch tensor.
+    """
     torch.ops.tokenstep.append_kv(
         k,
         v,
@@ -194,5 +201,8 @@ def append_kv(
 
 
 def merge_attention(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`tokenstep.merge_attention`, by ``torch.ops.tokenstep.merge_attention``."""
+    """:func:`tokenstep.merge_attention`, by ``torch.ops.tokenstep.merge_attention``.
+
+    Arguments, results and errors are the same; every array is a torch tensor.
+    """
     return torch.ops.tokenstep.merge_attention(outs, lses)  # type: ignore[no-any-return]

@@ -120,7 +120,11 @@ def sample(
     logprobs_mode: LogprobsMode = "raw",
     check: bool | None = None,
 ) -> SampleOutput:
-    """:func:`tokenstep.sample`, by ``torch.ops.tokenstep.sample``."""
+    """:func:`tokenstep.sample`, by ``torch.ops.tokenstep.sample``.
+
+    Arguments, results and errors are the same; every array is a torch tensor. In a graph what changes from
+    call to call must be a tensor: values for each row are of length B.
+    """
     tokens, status, *of_logprobs = torch.ops.tokenstep.sample(
         logits,
         **_shared_options(
@@ -172,7 +176,11 @@ def apply_logits(
     check: bool | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """:func:`tokenstep.apply_logits`, by ``torch.ops.tokenstep.apply_logits``."""
+    """:func:`tokenstep.apply_logits`, by ``torch.ops.tokenstep.apply_logits``.
+
+    Arguments, results and errors are the same; every array is a torch tensor. In a graph what changes from
+    call to call must be a tensor: values for each row are of length B.
+    """
     del seed, position, substream, logprobs, logprobs_mode  # without effect there as well
     options = _shared_options(
         logits,
