@@ -31,7 +31,7 @@ from torch import Tensor  # noqa: E402
 from tokenstep import LLM, set_num_threads  # noqa: E402
 from tokenstep.bench.generate import PARAMETERS, PROMPT_TOKENS, Case  # noqa: E402
 from tokenstep.bench.machine import describe_machine  # noqa: E402
-from tokenstep.engine import engine, loop, runner  # noqa: E402
+from tokenstep.engine import engine, loop, results, runner  # noqa: E402
 from tokenstep.models import decoder, layers, packed_linear  # noqa: E402
 
 BEGIN, END = "<!-- profile: bench/step_profile.py -->\n", "<!-- end of profile -->\n"
@@ -45,7 +45,8 @@ OPS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("attention", decoder, ("paged_attention",)),
     ("embedding, views", decoder.DecoderModel, ("forward", "logits")),
     ("sampler", runner.Sampler, ("step",)),
-    ("batch to tensors, tokens to Python", runner.Runner, ("forward", "sample")),
+    ("batch to tensors, tokens to Python", runner.Runner, ("decode", "forward", "sample")),
+    ("batch to tensors, tokens to Python", results.Unread, ("read",)),
     ("schedule, outputs", engine.Engine, ("step",)),
     ("delivery, detokenising", loop.EngineLoop, ("_deliver", "_measure", "_wait_for_work")),
 )

@@ -13,11 +13,10 @@ def model() -> HistoryModel:
     return HistoryModel()
 
 
-@pytest.fixture
-def make_engine(model: HistoryModel) -> Callable[..., Engine]:
+@pytest.fixture(params=[False, True], ids=["at once", "late"])
+def make_engine(model: HistoryModel, request: pytest.FixtureRequest) -> Callable[..., Engine]:
     def make(**sizes: int) -> Engine:
-        return Engine(
-            model, VOCAB, EngineConfig(**{"max_batch": 8, "kv_tokens": 256, "block_size": 4, **sizes})
-        )
+        defaults = {"max_batch": 8, "kv_tokens": 256, "block_size": 4, "reads_late": request.param}
+        return Engine(model, VOCAB, EngineConfig(**{**defaults, **sizes}))
 
     return make

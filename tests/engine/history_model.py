@@ -15,6 +15,7 @@ from tokenstep.sampling import SamplingParams, sample
 VOCAB = 50
 PADDED_VOCAB = 64
 CONTEXT = 96
+IDLE_HASH = 1
 
 CONFIG = ModelConfig(
     family="history",
@@ -77,13 +78,16 @@ class HistoryModel:
         store = cache.k[0][:, :, 0, 0]
         count, size = len(batch.seq_lens), store.shape[1]
         starts = list(range(count + 1)) if batch.query_start is None else batch.query_start.tolist()
-        self.batches.append(count)
+        self.batches.append(int((batch.seq_lens > 0).sum()))
         if batch.query_start is not None:
             self.prompt_tokens += len(batch.tokens)
         rows: list[int] = []
         for index in range(count):
             length = int(batch.seq_lens[index])
             new = batch.tokens[starts[index] : starts[index + 1]]
+            if not length:  # an idle place: nothing is written
+                rows.append(IDLE_HASH)
+                continue
             assert 1 <= len(new) <= batch.max_query_len
             places = [(int(batch.block_table[index, i // size]), i % size) for i in range(length)]
             for place, token in zip(places[length - len(new) :], new.tolist(), strict=True):

@@ -46,6 +46,7 @@ class Life(RuleBasedStateMachine):
         max_batch=st.integers(1, 5),
         prefill_tokens=st.integers(2, 20),
         mixed_tokens=st.integers(1, 12),
+        reads_late=st.booleans(),
     )
     def build(self, **sizes: int) -> None:
         self.model = HistoryModel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from gguf import GGMLQuantizationType, quants
 
 from tokenstep.models import DecoderModel, ModelConfig, RopeConfig
 from tokenstep.models.decoder import Layer
@@ -17,7 +16,11 @@ HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM = 48, 1000, 4, 2, 16
 
 
 def tiny_decoder(
-    dtype: torch.dtype, activation: str = "silu", softcap: float | None = None, form: str | None = None
+    dtype: torch.dtype,
+    activation: str = "silu",
+    softcap: float | None = None,
+    form: str | None = None,
+    device: str = "cpu",
 ) -> DecoderModel:
     """With a form, all matrices but the embedding are packed in it, and have multiples of 32 columns."""
     hidden, inner = (HIDDEN, INNER) if form is None else (64, 992)
@@ -41,18 +44,20 @@ def tiny_decoder(
     generator = torch.Generator().manual_seed(5)
 
     def random(*shape: int) -> torch.Tensor:
-        return (2 * torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
+        return (2 * torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype).to(device)
 
     def linear(rows: int, columns: int, bias: bool = False) -> Projection:
         weight, added = random(rows, columns), random(rows) if bias else None
         if form is None:
             return Linear(weight, added)
+        from gguf import GGMLQuantizationType, quants
+
         packed = PackedWeight(form, rows, columns, dtype, HugePages())
         packed.pack(quants.quantize(weight.float().numpy(), GGMLQuantizationType[form.upper()]))
         return PackedLinear(packed, added)
 
     def norm() -> RMSNorm:
-        return RMSNorm(1 + 0.1 * torch.randn(hidden, generator=generator), 1e-5, dtype)
+        return RMSNorm((1 + 0.1 * torch.randn(hidden, generator=generator)).to(device), 1e-5, dtype)
 
     layers = [
         Layer(
@@ -66,5 +71,5 @@ def tiny_decoder(
         )
         for index in range(2)
     ]
-    rope = build_rope(config.rope, HEAD_DIM, config.max_position, torch.device("cpu"))
+    rope = build_rope(config.rope, HEAD_DIM, config.max_position, torch.device(device))
     return DecoderModel(config, random(VOCAB, hidden), layers, norm(), linear(VOCAB, hidden), rope)

@@ -32,6 +32,9 @@ class EngineConfig:
         prefix_cache: blocks of earlier sequences are used again where the tokens are the same.
         batch_invariant: a seeded request gets the same tokens, bit for bit, whatever else is in the batch and
             however its own computation is cut. Every matrix product then costs what 32 rows cost.
+        reads_late: the tokens of a step are read when the next one has been launched, so that a GPU doesn't
+            wait for the host; None: on a GPU. It changes no token.
+        cuda_graphs: on a GPU a decode step is captured in a graph for each batch size, and replayed.
         max_waiting: prompts that may wait for their turn, before more are refused; None: any number.
         max_waiting_tokens: tokens, of prompts and of the most output, that may wait; None: any number.
     """
@@ -43,6 +46,8 @@ class EngineConfig:
     mixed_tokens: int = 128
     prefix_cache: bool = True
     batch_invariant: bool = False
+    reads_late: bool | None = None
+    cuda_graphs: bool = True
     max_waiting: int | None = None
     max_waiting_tokens: int | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from tokenstep.engine.request import (
     Request,
     TokenOutput,
 )
+from tokenstep.engine.results import Unread
 from tokenstep.engine.runner import BAD_LOGITS, NO_TOKEN_LEFT, Runner
 from tokenstep.engine.scheduler import Scheduler
 from tokenstep.engine.sequence import Choice, Piece, RequestState
@@ -34,6 +35,14 @@ FAILURES: dict[int, tuple[FailureKind, str]] = {
     BAD_LOGITS: ("bad_logits", "the model's logits contain NaN or +inf"),
     NO_TOKEN_LEFT: ("no_token_left", "no token is left to draw: every one is banned or has probability 0"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that has been launched, and whose tokens nobody has read: who drew them, where they arrive."""
+
+    choices: Sequence[Choice]
+    drawn: Unread
 
 
 class Engine:
@@ -48,6 +57,7 @@ class Engine:
         vocab_size: ids that both the tokenizer and the model have.
         max_length: tokens of the longest sequence: the model's context, or all that the KV cache holds.
         model_length: the model's context.
+        reads_late: the tokens of a step are read when the next one has been launched.
         counters: what it has done.
         scheduler: who is in the batch.
     """
@@ -61,6 +71,8 @@ class Engine:
         self.model_length = model.config.max_position
         self.max_length = min(self.model_length, num_blocks * config.block_size)
         self.counters = Counters()
+        on_gpu = model.device.type == "cuda"
+        self.reads_late = on_gpu if config.reads_late is None else config.reads_late
         self.runner = Runner(
             model,
             self.vocab_size,
@@ -68,11 +80,14 @@ class Engine:
             num_blocks=num_blocks,
             block_size=config.block_size,
             max_tokens=self.max_length,
+            pads=on_gpu or self.reads_late,
+            captures=on_gpu and config.cuda_graphs,
         )
         self.scheduler = Scheduler(config, num_blocks, self.runner, self.counters)
         self._num_added = 0
         self._states: dict[Request, RequestState] = {}
         self._outputs: list[Output] = []
+        self._in_flight: _Flight | None = None
         self._cancelled: deque[tuple[Request, int | None]] = deque()
         self._suspects: deque[RequestState] = deque()  # each computes a step alone, after one has failed
 
@@ -125,15 +140,19 @@ class Engine:
         self._cancelled.append((request, choice))
 
     def step(self) -> list[Output]:
-        """Computes the next piece of work; returns what came of it, in order."""
+        """Launches the next piece of work; returns what came of it, or of the one before, in order.
+
+        With `reads_late` the tokens of a step are read when the next one has been launched, so that the
+        device doesn't wait for the host.
+        """
         self.drop_cancelled()
         suspect = self._suspects[0] if self._suspects else None
-        pieces, starting = self.scheduler.schedule(suspect)
-        ready, hidden = self._advance(pieces)
-        starting += self.scheduler.start_from_holds(suspect)
-        self._draw(ready, hidden, starting)
+        pieces, starting = self.scheduler.schedule(self._settle, suspect)
+        before, self._in_flight = self._in_flight, self._launch(pieces, starting, suspect)
+        self._read(before)
+        if suspect or not self.reads_late:
+            self._settle()
         self._clear(suspect)
-        self.counters.steps += bool(pieces or starting)
         return self._take_outputs()
 
     def drop_cancelled(self) -> None:
@@ -145,7 +164,7 @@ class Engine:
                 continue
             if index is None:
                 self._drop(state)
-            elif (choice := state.choices.get(index)) and choice.output:
+            elif (choice := state.choices.get(index)) and choice.num_drawn:
                 self._finish(choice)
 
     def recover(self, error: BaseException) -> list[Output]:
@@ -156,6 +175,7 @@ class Engine:
         """
         scheduler = self.scheduler
         involved = dict.fromkeys(choice.state for choice in [*scheduler.running, *scheduler.waiting[:1]])
+        self._in_flight = None
         scheduler.restart()
         self.runner.reset()
         if self._suspects:
@@ -169,6 +189,7 @@ class Engine:
         """Forgets all requests."""
         for holder in (self._states, self._outputs, self._cancelled, self._suspects):
             holder.clear()
+        self._in_flight = None
         self.scheduler.clear()
         self.runner.reset()
 
@@ -188,6 +209,31 @@ class Engine:
         if self._suspects and self._suspects[0] is suspect:
             self._suspects.popleft()
 
+    def _launch(
+        self, pieces: Sequence[Piece], starting: list[Choice], suspect: RequestState | None
+    ) -> _Flight | None:
+        """Computes `pieces` and draws for all that are ready then, and for those that start from a hold."""
+        self.counters.steps += bool(pieces or starting)
+        if pieces and not starting and all(piece.choice.is_decoding for piece in pieces):
+            choices = [piece.choice for piece in pieces]
+            drawn = self.runner.decode(choices)
+            for choice in choices:
+                self._count_computed(choice, 1)
+        else:
+            ready, hidden = self._advance(pieces)
+            starting += self.scheduler.start_from_holds(suspect)
+            choices = [*ready, *starting]
+            if not choices:
+                return None
+            drawn = self._draw(ready, hidden, starting)
+        for choice in choices:
+            choice.num_unread += 1
+            choice.is_decoding = True
+        for state in dict.fromkeys(choice.state for choice in starting):
+            if not any(choice.starts_from_hold for choice in state.choices.values()):
+                self.scheduler.release_hold(state)
+        return _Flight(choices, drawn)
+
     def _advance(self, pieces: Sequence[Piece]) -> tuple[list[Choice], Tensor | None]:
         """Computes `pieces`; returns those that can draw now, with their hidden states, a row each."""
         if not pieces:
@@ -199,15 +245,18 @@ class Engine:
         for piece in pieces:
             choice, state = piece.choice, piece.choice.state
             begin, end = end, end + piece.num_rows
-            choice.num_computed += piece.count
-            self.counters.computed_tokens += piece.count
-            self.scheduler.remember(choice)
+            self._count_computed(choice, piece.count)
             if not state.prompt_is_done:
                 self._take_prompt_piece(piece, hidden[begin:end])
-            if state.request in self._states and not choice.num_uncomputed:
+            if not choice.has_ended and not choice.num_uncomputed:
                 ready.append(choice)
                 rows.append(end - 1)
         return ready, self.runner.select(hidden, rows)
+
+    def _count_computed(self, choice: Choice, count: int) -> None:
+        choice.num_computed += count
+        self.counters.computed_tokens += count
+        self.scheduler.remember(choice)
 
     def _take_prompt_piece(self, piece: Piece, hidden: Tensor) -> None:
         """Scores tokens of a prompt, if asked for; at its end reports it and brings in the other choices."""
@@ -239,29 +288,39 @@ class Engine:
                 state.choices[index] = other = Choice(state, index, keys=list(choice.keys))
                 self.scheduler.add(other)
 
-    def _draw(self, ready: Sequence[Choice], hidden: Tensor | None, starting: Sequence[Choice]) -> None:
+    def _draw(self, ready: Sequence[Choice], hidden: Tensor | None, starting: Sequence[Choice]) -> Unread:
         """The next token of those that are ready, the first of those that start from a hold."""
-        choices = [*ready, *starting]
-        if not choices:
-            return
         holds: dict[RequestState, int] = {}  # how many start from each
         for choice in starting:
             holds[choice.state] = holds.get(choice.state, 0) + 1
         shared = [
             (state.last_hidden, count) for state, count in holds.items() if state.last_hidden is not None
         ]
-        sampled = self.runner.sample(choices, hidden, shared)
+        return self.runner.sample([*ready, *starting], hidden if ready else None, shared)
+
+    def _settle(self) -> bool:
+        """Reads what is in flight; returns whether there was anything."""
+        flight, self._in_flight = self._in_flight, None
+        self._read(flight)
+        return flight is not None
+
+    def _read(self, flight: _Flight | None) -> None:
+        """Takes the tokens that a launched step has drawn; those of choices that have ended are dropped."""
+        if flight is None or all(choice.has_ended for choice in flight.choices):
+            return
+        sampled = flight.drawn.read()
         for row, (choice, token, status) in enumerate(
-            zip(choices, sampled.tokens, sampled.status, strict=True)
+            zip(flight.choices, sampled.tokens, sampled.status, strict=True)
         ):
-            state, request = choice.state, choice.state.request
-            if request not in self._states:  # another choice of it has failed in this step
+            if choice.has_ended:
                 continue
+            request = choice.state.request
             if status:
-                self._fail(state, *FAILURES[status])
+                self._fail(choice.state, *FAILURES[status])
                 continue
             self.counters.generated_tokens += 1
             choice.output.append(token)
+            choice.num_unread -= 1
             finish = self._finish_reason(choice)
             logprobs = None
             if sampled.logprobs is not None and request.logprobs is not None:
@@ -269,9 +328,8 @@ class Engine:
             self._outputs.append(TokenOutput(request, choice.index, token, logprobs, finish))
             if finish:
                 self._finish(choice)
-        for state in holds:
-            if not any(choice.starts_from_hold for choice in state.choices.values()):
-                self.scheduler.release_hold(state)
+            else:
+                self.scheduler.remember(choice)
 
     def _finish_reason(self, choice: Choice) -> FinishReason | None:
         request = choice.state.request

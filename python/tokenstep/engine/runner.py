@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +12,18 @@ import torch
 from torch import Tensor
 
 from tokenstep.engine.block_manager import BlockTable
+from tokenstep.engine.cuda_graph import GraphCapture
+from tokenstep.engine.decode_step import Capture, DecodeStep, Places, padded_size
 from tokenstep.engine.request import TokenLogprobs
+from tokenstep.engine.results import LogprobRows, Results, Unread
 from tokenstep.engine.sequence import Choice, Piece
-from tokenstep.models import AdapterRows, DecoderModel, ForwardBatch, KVCache, Workspace
-from tokenstep.sampling import SampleOutput, Sampler, SamplingParams, sample
+from tokenstep.engine.slots import SlotState, upload
+from tokenstep.models import AdapterRows, DecoderModel, ForwardBatch, KVCache, Span, Workspace
+from tokenstep.sampling import Sampler, SamplingParams, sample
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at the same time
 BAD_LOGITS, NO_TOKEN_LEFT = 1, 2  # the sampler's statuses
-
-
-@dataclass(slots=True)
-class Sampled:
-    """The numbers of one sampling step, an entry a row. `logprobs` is None where no row wanted any."""
-
-    tokens: list[int]
-    status: list[int]
-    logprobs: _LogprobRows | None
+IDLE = SamplingParams(temperature=0.0)
 
 
 class Runner:
@@ -41,6 +36,8 @@ class Runner:
         num_blocks: blocks of the KV cache.
         block_size: tokens in a block.
         max_tokens: tokens of the longest sequence.
+        pads: decoding batches have one of few sizes, with idle places.
+        captures: a decode step is captured in a CUDA graph.
     """
 
     def __init__(
@@ -52,25 +49,26 @@ class Runner:
         num_blocks: int,
         block_size: int,
         max_tokens: int,
+        pads: bool = False,
+        captures: bool = False,
     ) -> None:
         self.model = model
         self.device = model.device
         self.vocab_size = vocab_size
         self.cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype, model.device)
         self._workspace = Workspace(model.config, model.dtype, model.device)
-        self.sampler = self._new_sampler(max_batch)
+        self._max_batch = max_batch
+        self._block_size = block_size
+        self._pads = pads
+        self._capture: Capture | None = GraphCapture(self.device) if captures else None
+        self.state = SlotState(max_batch, -(-max_tokens // block_size), self.device)
+        self._places = Places(self.state)
+        self.sampler = self._new_sampler()
+        self._results = Results(max_batch, self.device)
         self._trial_sampler = Sampler(1, vocab_size)
         self._trial_lock = threading.Lock()
-        self._block_size = block_size
-        # one row a slot, written when a choice gets the slot: a step only picks rows
-        self._tables = torch.zeros(
-            (max_batch, -(-max_tokens // block_size)), dtype=torch.int32, device=model.device
-        )
-        self._decoding: list[Choice] = []  # whose next token `_batch` computes; [] if it must be made anew
-        self._batch: ForwardBatch | None = None
-        self._drawn: Tensor | None = None  # the tokens that these drew in the last step
-        self._rows = torch.empty(0, dtype=torch.int32)
-        self._rows_of: list[Choice] = []
+        self._steps: dict[int, DecodeStep] = {}  # by their places
+        self._placed: tuple[DecodeStep | None, list[Choice]] = None, []  # the last step, who has its places
 
     def check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         """Raises ValueError or TypeError if `admit` would refuse the parameters or an id of the prompt.
@@ -82,9 +80,9 @@ class Runner:
 
     def admit(self, choice: Choice) -> None:
         """Sets up the row `choice.slot` for `choice`, which goes on after its output."""
-        request = choice.state.request
-        self.sampler.admit(choice.slot, request.choices[choice.index], request.prompt, choice.output)
-        self._rows_of = []
+        self.sampler.admit(choice.slot, choice.params, choice.state.request.prompt, choice.output)
+        self.state.set_length(choice.slot, choice.num_computed)
+        self._placed = None, []
 
     def release(self, slot: int) -> None:
         """Forgets the choice in `slot`."""
@@ -92,35 +90,43 @@ class Runner:
 
     def reset(self) -> None:
         """Forgets all choices, and what a step that broke off may have left behind."""
-        self.sampler = self._new_sampler(self.sampler.max_rows)
+        self.sampler = self._new_sampler()
         self._trial_lock = threading.Lock()
-        self._decoding, self._rows_of, self._drawn = [], [], None
+        self._steps.clear()
+        self._placed = None, []
 
     def set_table(self, slot: int, table: BlockTable, begin: int) -> None:
         """The blocks of the choice in `slot` are `table`, which has changed from index `begin` on."""
-        self._tables[slot, begin : len(table)] = torch.tensor(table[begin:], dtype=torch.int32)
-        self._decoding = []
+        if begin < len(table):
+            self.state.set_table(slot, table[begin:], begin)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies blocks of all layers: (source, copy)."""
         if not pairs:
             return
-        sources, copies = torch.tensor(pairs, device=self.device).unbind(1)
+        sources, copies = self._tensor(pairs, torch.int64).unbind(1)
         for layers in (self.cache.k, self.cache.v):
             for layer in layers:
                 layer[copies] = layer[sources]
 
+    def decode(self, choices: Sequence[Choice]) -> Unread:
+        """Computes the last token of each choice, which its slot holds, and draws its next."""
+        choices = list(choices)
+        step = self._step_for(len(choices))
+        if self._placed != (step, choices):
+            adapters = self._adapter_rows((choice, 1) for choice in choices)
+            step.place([choice.slot for choice in choices], adapters)
+            self._placed = step, choices
+        step.run()
+        return self._results.fetch(step.size, len(choices), _most_logprobs(choices))
+
+    @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
         """Computes `pieces` in one pass; returns hidden states [sum of num_rows, hidden_size].
 
         Of each piece the last `num_rows` tokens'. They stay valid until the next call.
         """
-        drawn, self._drawn = self._drawn, None
-        if all(piece.count == 1 for piece in pieces):
-            batch = self._decode_batch([piece.choice for piece in pieces], drawn)
-        else:
-            self._decoding = []
-            batch = self._mixed_batch(pieces)
+        batch = self._mixed_batch(pieces)
         return self.model.forward(batch, self.cache, self._workspace)
 
     def select(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
@@ -129,47 +135,62 @@ class Runner:
             return hidden
         return hidden.index_select(0, self._tensor(rows, torch.int64))
 
-    def _decode_batch(self, choices: list[Choice], drawn: Tensor | None) -> ForwardBatch:
-        """One token of each choice; of the same as in the last step the one they have `drawn`."""
-        batch = self._batch
-        if batch is not None and drawn is not None and choices == self._decoding:
-            batch.seq_lens += 1
-            batch.tokens = drawn
-            return batch
-        slots = self._tensor([choice.slot for choice in choices], torch.int32)
-        width = max(len(choice.table) for choice in choices)
-        self._decoding = choices
-        self._batch = ForwardBatch(
-            tokens=self._tensor(
-                [choice.tokens(at := choice.num_computed, at + 1)[0] for choice in choices], torch.int64
-            ),
-            block_table=self._tables[:, :width].index_select(0, slots),
-            seq_lens=self._tensor([choice.num_computed + 1 for choice in choices], torch.int32),
-            adapters=self._adapter_rows((choice, 1) for choice in choices),
-        )
-        return self._batch
+    def _step_for(self, count: int) -> DecodeStep:
+        """The step for `count` choices; made when it is first asked for."""
+        size = padded_size(count, self._max_batch) if self._pads else count
+        step = self._steps.get(size)
+        if step is None:
+            step = self._steps[size] = DecodeStep(
+                size,
+                self.model,
+                self.vocab_size,
+                self.cache,
+                self.state,
+                self._places,
+                self.sampler,
+                self._results,
+                self._workspace,
+                self._capture,
+            )
+        return step
 
     def _mixed_batch(self, pieces: Sequence[Piece]) -> ForwardBatch:
+        """The tokens of `pieces`: those of a prompt from the host, the last of who decodes from its slot."""
         tokens: list[int] = []
         rows: list[int] = []
         starts = [0]
         ends: list[int] = []
-        for piece in pieces:
-            begin = piece.choice.num_computed
-            tokens += piece.choice.tokens(begin, begin + piece.count)
+        drawn: list[tuple[int, int]] = []  # row, slot
+        fresh: list[Span] = []
+        for index, piece in enumerate(pieces):
+            choice, begin = piece.choice, piece.choice.num_computed
+            if not begin:
+                fresh.append(Span(index, len(tokens), len(tokens) + piece.count))
+            if choice.is_decoding:
+                drawn.append((len(tokens), choice.slot))
+                tokens.append(0)
+            else:
+                tokens += choice.tokens(begin, begin + piece.count)
             rows += range(len(tokens) - piece.num_rows, len(tokens))
             starts.append(len(tokens))
             ends.append(begin + piece.count)
-        slots = self._tensor([piece.choice.slot for piece in pieces], torch.int32)
-        width = -(-max(ends) // self._block_size)
+        state, ids = self.state, self._tensor(tokens, torch.int64)
+        if drawn:
+            places, sources = self._tensor(drawn, torch.int64).unbind(1)
+            ids.index_copy_(0, places, state.tokens.index_select(0, sources))
+        slots = self._tensor([piece.choice.slot for piece in pieces], torch.int64)
+        seq_lens = self._tensor(ends, torch.int32)
+        state.lengths.index_copy_(0, slots, seq_lens)
+        one_each = len(tokens) == len(pieces)
         return ForwardBatch(
-            tokens=self._tensor(tokens, torch.int64),
-            block_table=self._tables[:, :width].index_select(0, slots),
-            seq_lens=self._tensor(ends, torch.int32),
-            query_start=self._tensor(starts, torch.int32),
+            tokens=ids,
+            block_table=state.tables.index_select(0, slots),
+            seq_lens=seq_lens,
+            query_start=None if one_each else self._tensor(starts, torch.int32),
             max_query_len=max(piece.count for piece in pieces),
             logit_rows=None if len(rows) == len(tokens) else self._tensor(rows, torch.int64),
             adapters=self._adapter_rows((piece.choice, piece.count) for piece in pieces),
+            fresh=fresh,
         )
 
     def _adapter_rows(self, counts: Iterable[tuple[Choice, int]]) -> AdapterRows | None:
@@ -194,7 +215,7 @@ class Runner:
             mask.scatter_(1, (part // 32)[:, None], bits[:, None])
             logits = self._logits(hidden[begin : begin + SCORED_ROWS])
             out = sample(logits, temperature=0.0, token_bitmask=mask, logprobs=top, check=False)
-            status, rows = out.status.tolist(), _LogprobRows(out)
+            status, rows = out.status.tolist(), LogprobRows(out, len(part), top)
             if BAD_LOGITS in status:
                 return None
             for row, found in enumerate(status):
@@ -206,9 +227,10 @@ class Runner:
         """Logits after `hidden` [S, hidden_size], float32 [S, vocab_size]."""
         return self._logits(hidden).float().cpu().numpy()
 
+    @torch.inference_mode()
     def sample(
         self, choices: Sequence[Choice], hidden: Tensor | None, shared: Sequence[tuple[Tensor, int]] = ()
-    ) -> Sampled:
+    ) -> Unread:
         """Draws a token for each choice.
 
         Args:
@@ -225,36 +247,26 @@ class Runner:
                 *(own + index for index, (_, count) in enumerate(shared) for _ in range(count)),
             ]
             logits = logits.index_select(0, self._tensor(source, torch.int64))
-        choices = list(choices)
-        if choices != self._rows_of:
-            self._rows = self._tensor([choice.slot for choice in choices], torch.int32)
-            self._rows_of = choices
-        out = self.sampler.step(logits, rows=self._rows)
-        self._drawn = out.tokens if choices == self._decoding else None
-        rows = None if out.logprobs is None else _LogprobRows(out)
-        return Sampled(out.tokens.tolist(), out.status.tolist(), rows)
+        rows = self._tensor([choice.slot for choice in choices], torch.int32)
+        out = self._results.out(len(choices))
+        self.sampler.step(logits, rows=rows, out=out)
+        self.state.take_drawn(rows.long(), out.tokens)
+        return self._results.fetch(len(choices), len(choices), _most_logprobs(choices))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)[:, : self.vocab_size]
 
-    def _new_sampler(self, max_batch: int) -> Sampler:
-        return Sampler(max_batch, self.vocab_size, str(self.device))
+    def _new_sampler(self) -> Sampler:
+        sampler = Sampler(2 * self._max_batch, self.vocab_size, str(self.device))
+        for slot in self.state.idle(self._max_batch):
+            sampler.admit(slot, IDLE)
+        return sampler
 
     def _tensor(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
+        return upload(values, dtype, self.device)
 
 
-class _LogprobRows:
-    """The log probabilities of one sampling step, as Python numbers."""
-
-    def __init__(self, out: SampleOutput) -> None:
-        self.logprobs: list[float] = out.logprobs.tolist()
-        self.ranks: list[int] = out.ranks.tolist()
-        self.top_tokens: list[list[int]] = out.top_tokens.tolist()
-        self.top_logprobs: list[list[float]] = out.top_logprobs.tolist()
-
-    def entry(self, row: int, top: int) -> TokenLogprobs:
-        """Those of `row`, with the `top` most likely ids."""
-        return TokenLogprobs(
-            self.logprobs[row], self.ranks[row], self.top_tokens[row][:top], self.top_logprobs[row][:top]
-        )
+def _most_logprobs(choices: Sequence[Choice]) -> int | None:
+    """The most top log probabilities that one of them wants; None if nobody wants any."""
+    wanted = (choice.params.logprobs for choice in choices)
+    return max((top for top in wanted if top is not None), default=None)

@@ -8,7 +8,7 @@ later, as far as the prefix cache has lost them.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Protocol
 
@@ -72,10 +72,15 @@ class Scheduler:
         """Puts `choice` in the queue, at its place."""
         insort(self.waiting, choice, key=by_arrival)
 
-    def schedule(self, only: RequestState | None = None) -> tuple[list[Piece], list[Choice]]:
+    def schedule(
+        self, settle: Callable[[], bool], only: RequestState | None = None
+    ) -> tuple[list[Piece], list[Choice]]:
         """What is computed now, with blocks for it; and the choices that start from a prompt's hold.
 
-        `only`: the one request that may compute.
+        Args:
+            settle: reads all that has been drawn, by which choices may end and blocks become free; returns
+                whether there was anything. Nobody loses blocks before that.
+            only: the one request that may compute.
         """
         has_made_room = False
         while True:
@@ -84,8 +89,9 @@ class Scheduler:
             shares = share_tokens(uncomputed, self._budget)
             if sum(map(self._blocks_needed, running, shares)) <= self.blocks.num_free:
                 break
-            self._make_room()
-            has_made_room = True
+            if not settle():
+                self._make_room()
+                has_made_room = True
         pieces = [Piece.of(choice, count) for choice, count in zip(running, shares, strict=True) if count]
         self._rows.copy_blocks([copy for piece in pieces if (copy := self._reserve(piece))])
         starting: list[Choice] = []
@@ -103,7 +109,7 @@ class Scheduler:
     def remember(self, choice: Choice) -> None:
         """Tells the prefix cache of the blocks of `choice` that have become full."""
         size = self.blocks.block_size
-        full = choice.num_computed // size
+        full = min(choice.num_computed, choice.num_known) // size
         if full > choice.num_remembered and self._reuses:
             keys = choice.block_keys(full, size)
             for index in range(choice.num_remembered, full):
@@ -149,6 +155,8 @@ class Scheduler:
 
     def _blocks_needed(self, choice: Choice, count: int) -> int:
         """Blocks to take before `count` more tokens of `choice` can be computed."""
+        if not count:
+            return 0
         blocks, table, position = self.blocks, choice.table, choice.num_computed
         needed = blocks.blocks_for(position + count) - len(table)
         if position % blocks.block_size and blocks.holders(table[position // blocks.block_size]) > 1:

@@ -1,5 +1,8 @@
 """The sequences that the engine makes of a request, and how far it is with them.
 
+Who computes what is decided by counts alone: a token that has been drawn on the device counts from the moment
+its step is launched, though the host reads it later.
+
 A request begins as its first choice alone, which computes the prompt. Then the others exist too: as long as
 the request keeps the prompt's blocks and last hidden state (its hold), they start from there; when it has had
 to give these up, they compute the prompt as if they had come alone, with what the prefix cache still has.
@@ -15,6 +18,7 @@ from tokenstep.engine.block_manager import BlockTable
 from tokenstep.engine.policy import Arrival
 from tokenstep.engine.prefix_cache import BlockKey, first_key, next_key
 from tokenstep.engine.request import Request, TokenLogprobs
+from tokenstep.sampling import SamplingParams
 
 NO_SLOT = -1
 
@@ -56,10 +60,12 @@ class Choice:
     Attributes:
         state: of its request.
         index: among the request's choices.
-        output: tokens drawn.
+        output: tokens drawn, as far as they have been read.
+        num_unread: tokens drawn beyond these.
         table: its blocks.
-        num_computed: its tokens that are in the cache.
+        num_computed: its tokens that are in the cache, or will be once the launched steps have run.
         slot: its row of the batch; NO_SLOT while it waits.
+        is_decoding: its last token is one that it has drawn in this slot: the device has it there.
         keys: of its full blocks, as far as they have been asked for.
         num_remembered: its blocks that the prefix cache has been told of.
     """
@@ -67,9 +73,11 @@ class Choice:
     state: RequestState
     index: int
     output: list[int] = field(default_factory=list)
+    num_unread: int = 0
     table: BlockTable = field(default_factory=list)
     num_computed: int = 0
     slot: int = NO_SLOT
+    is_decoding: bool = False
     keys: list[BlockKey] = field(default_factory=list)
     num_remembered: int = 0
 
@@ -79,24 +87,47 @@ class Choice:
         return self.state.number, self.index
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of prompt and output."""
+    def params(self) -> SamplingParams:
+        """How its tokens are drawn."""
+        return self.state.request.choices[self.index]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of it; what launched steps still draw for it is dropped."""
+        return self.index not in self.state.choices
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens of the output, read or not."""
+        return len(self.output) + self.num_unread
+
+    @property
+    def num_known(self) -> int:
+        """Tokens of prompt and output that the host knows."""
         return len(self.state.request.prompt) + len(self.output)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output, read or not."""
+        return self.num_known + self.num_unread
+
+    @property
     def num_uncomputed(self) -> int:
-        """Tokens to compute before the next can be drawn; one while it decodes."""
+        """Tokens to compute before the next can be drawn; one while it decodes, none behind its last."""
+        if self.num_unread and self.num_drawn >= self.state.request.max_tokens:
+            return 0
         return self.num_tokens - self.num_computed
 
     @property
     def starts_from_hold(self) -> bool:
         """Whether it can begin without computing anything."""
-        return self.state.last_hidden is not None and not self.output
+        return self.state.last_hidden is not None and not self.num_drawn
 
     def forget_computed(self) -> None:
-        """It holds neither row nor blocks any more."""
+        """It holds neither row nor blocks any more; what hasn't been read is drawn again."""
         self.table = []
         self.slot, self.num_computed, self.num_remembered = NO_SLOT, 0, 0
+        self.num_unread, self.is_decoding = 0, False
 
     def tokens(self, begin: int, end: int) -> list[int]:
         """Its tokens from `begin` to before `end`."""

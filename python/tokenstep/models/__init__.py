@@ -6,6 +6,7 @@ from tokenstep.models.errors import ModelFileError, ModelNotFound, UnsupportedCo
 from tokenstep.models.load import LoadedModel, load
 from tokenstep.models.lora import AdapterRows, LoraAdapter
 from tokenstep.models.peft import load_adapter
+from tokenstep.models.prefill import Span
 from tokenstep.models.tokenizer import Tokenizer
 from tokenstep.models.workspace import Workspace
 
@@ -20,6 +21,7 @@ __all__ = [
     "ModelFileError",
     "ModelNotFound",
     "RopeConfig",
+    "Span",
     "Tokenizer",
     "UnsupportedConfig",
     "Workspace",

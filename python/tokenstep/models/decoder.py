@@ -6,6 +6,7 @@ and v come from one projection, gate and up from another, so that each weight is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tokenstep.models.config import ModelConfig
 from tokenstep.models.layers import Gate, HeadNorm, Projection, RMSNorm, soft_cap
 from tokenstep.models.memory import lazy_zeros
 from tokenstep.models.packed_linear import PackedWeight, embed
+from tokenstep.models.prefill import FreshPrompts, Span
 from tokenstep.models.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class ForwardBatch:
         max_query_len: the most tokens that a sequence has in this step.
         logit_rows: int64 [S], the rows of `tokens` whose hidden states are wanted; None: all.
         adapters: which rows of `tokens` belong to which adapter; None: none to any.
+        fresh: the sequences that begin in this step.
     """
 
     tokens: Tensor
@@ -69,6 +72,7 @@ class ForwardBatch:
     max_query_len: int = 1
     logit_rows: Tensor | None = None
     adapters: AdapterRows | None = None
+    fresh: Sequence[Span] = ()
 
 
 @dataclass
@@ -99,6 +103,9 @@ class DecoderModel:
         rope: the tables for all positions up to `config.max_position`.
         batch_invariant: a token's hidden state and logits have the same bits whatever else is computed in the
             same pass, and however its sequence is cut into passes.
+
+    Attributes:
+        uses_sdpa: torch's attention computes long prompts.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class DecoderModel:
         self.head = head
         self.rope = rope
         self.batch_invariant = batch_invariant
+        self.uses_sdpa = self.device.type == "cuda" and not batch_invariant
         self._gate = Gate(config.activation)
         scale = config.embedding_scale
         # the scale is rounded to the model's dtype before it multiplies: checkpoints were trained so
@@ -165,9 +173,10 @@ class DecoderModel:
         hidden = embed(batch.tokens, self.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale
+        fresh = FreshPrompts.of(batch.fresh, batch.seq_lens) if self.uses_sdpa else None
         layers = self.layers if batch.adapters is None else batch.adapters.adapt(self.layers)
         for index, layer in enumerate(layers):
-            hidden = self._attention(layer, hidden, batch, cache.k[index], cache.v[index], room)
+            hidden = self._attention(layer, hidden, batch, fresh, cache.k[index], cache.v[index], room)
             hidden = self._mlp(layer, hidden, room)
         if batch.logit_rows is not None:
             hidden = hidden.index_select(0, batch.logit_rows)
@@ -185,6 +194,7 @@ class DecoderModel:
         layer: Layer,
         hidden: Tensor,
         batch: ForwardBatch,
+        fresh: FreshPrompts | None,
         k_cache: Tensor,
         v_cache: Tensor,
         room: Workspace,
@@ -196,7 +206,8 @@ class DecoderModel:
             sizes = (config.num_heads, config.num_kv_heads)
             qk = qkv.view(len(qkv), -1, config.head_dim)[:, : sum(sizes)]
             q, k = layer.head_norm(qk).split_with_sizes(sizes, 1)
-        attended = paged_attention(
+        attend = paged_attention if fresh is None else fresh.attend
+        attended = attend(
             q,
             k_cache,
             v_cache,
@@ -211,6 +222,7 @@ class DecoderModel:
             window=layer.window,
             softcap=config.attention_softcap,
             out=room.attended,
+            workspace=room.attention,
         )
         flat = room.flat(attended)
         if layer.post_attention_norm is None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenstep.attention import attention_workspace_bytes
 from tokenstep.models.config import ModelConfig
 
 
 class Workspace:
     """Tensors for one pass at a time, used by one layer after the other, and again by the next pass.
 
-    On a CPU. On a GPU there is no room here (None), and torch's own products don't use it: their results are
-    new tensors.
+    On a CPU. On a GPU there is room for the attention kernel's own alone; the rest is None, as torch's
+    products wouldn't use it: their results are new tensors, in a captured graph at fixed addresses too.
 
     Args:
         config: the model's shape.
@@ -25,6 +26,7 @@ class Workspace:
         attended: [T, num_heads, head_dim].
         gate_up: [T, 2 intermediate_size].
         gated: [T, intermediate_size].
+        attention: uint8, the workspace of `paged_attention`, which only a GPU needs.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -39,6 +41,10 @@ class Workspace:
         self.attended: Tensor | None = None
         self.gate_up: Tensor | None = None
         self.gated: Tensor | None = None
+        self.attention: Tensor | None = None
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self.attention = torch.zeros(attention_workspace_bytes(index), dtype=torch.uint8, device=device)
 
     def prepare(self, rows: int) -> None:
         """Makes room for T = `rows` tokens."""
