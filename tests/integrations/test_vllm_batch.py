@@ -60,6 +60,11 @@ def random_params(rng):
     )
 
 
+def sample(logits, **fields):
+    """What a row must give, by the semantics that batch.py asks for."""
+    return ts.sample(logits, **fields)
+
+
 class Engine:
     """What vLLM does with its persistent batch: rows filled, emptied, condensed and swapped."""
 
@@ -107,7 +112,7 @@ class Engine:
         given = [p.seed for p, _, _ in self.requests]
         assert all(seed == want for seed, want in zip(seeds, given, strict=True) if want is not None)
         fields = {name: [getattr(p, name) for p, _, _ in self.requests] for name in KERNEL_FIELDS}
-        return ts.sample(
+        return sample(
             logits,
             **fields,
             prompt_tokens=[[id for id in prompt if id < VOCAB] for _, prompt, _ in self.requests],
@@ -179,7 +184,7 @@ def test_a_row_that_cannot_be_sampled_costs_no_other_and_goes_on():
     for output, token in zip(outputs, tokens, strict=True):
         output.append(max(token, 0))  # vLLM goes on with some token
     batch.prepare(logits, None)
-    want = ts.sample(
+    want = sample(
         logits, presence_penalty=1.0, output_tokens=outputs, prompt_tokens=[[5]] * 2, seed=[0, 1], position=1
     )
     assert batch.step(logits).tokens.tolist() == want.tokens.tolist()
@@ -213,7 +218,7 @@ def test_unknown_tokens_count_as_positions_where_nothing_is_penalised():
     logits, batch = torch.randn(1, VOCAB), Batch(1)
     batch.update([], [(0, params(seed=8), [], [-1, -1])], [])
     batch.prepare(logits, None)
-    assert batch.step(logits).tokens.tolist() == ts.sample(logits, seed=8, position=2).tokens.tolist()
+    assert batch.step(logits).tokens.tolist() == sample(logits, seed=8, position=2).tokens.tolist()
 
 
 @pytest.mark.parametrize(
