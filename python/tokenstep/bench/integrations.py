@@ -19,7 +19,11 @@ from tokenstep.bench.generate import KINDS, PARAMETERS, PROMPT_TOKENS, Case, Kin
 from tokenstep.bench.peer_process import PeerProcess, interpreter_has
 from tokenstep.bench.report import OURS, Report
 
-SAMPLING: dict[str, dict[str, float] | None] = {"greedy": None, "all parameters": PARAMETERS}
+SAMPLING: dict[str, dict[str, float] | None] = {
+    "greedy": None,
+    "all parameters": PARAMETERS,
+    "logprobs 5": {"temperature": 0.8, "logprobs": 5},
+}
 """Parameters by the name that a row has for them."""
 
 
@@ -59,6 +63,16 @@ INTEGRATIONS = {
             f"{OURS}, a processor": {"way": "processor"},
         },
         max_batch=1,
+    ),
+    "vllm-cpu": Integration(
+        KINDS["vllm-cpu"],
+        {
+            "vllm-cpu": {"plugin": "0"},
+            OURS: {"plugin": "sampler"},
+            f"{OURS} and its attention": {"plugin": "sampler,attention"},
+        },
+        sampling=("greedy", "all parameters", "logprobs 5"),
+        samples_alone=False,
     ),
 }
 """By the name that ``--peer`` has for it."""

