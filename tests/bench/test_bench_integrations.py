@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tokenstep.bench import integrations
-from tokenstep.bench.generate import PARAMETERS, Kind
+from tokenstep.bench.generate import PARAMETERS, Case, Kind, worker_options
 from tokenstep.bench.integrations import INTEGRATIONS, Integration, IntegrationReport
 from tokenstep.bench.report import OURS
 from tokenstep.cli.main import main
@@ -110,7 +110,8 @@ def test_every_variant_of_transformers_samples_and_generates(tmp_path: Path, mon
 
     build("llama").save_pretrained(tmp_path)
     for options in INTEGRATIONS["transformers"].variants.values():
-        peer = transformers_lm.Peer({"model": str(tmp_path), "threads": 1, **options})
+        shared = worker_options([Case(2, 3, 4)], threads=1)
+        peer = transformers_lm.Peer({**shared, "model": str(tmp_path), **options})
         assert peer.describe()["version"]
         for prompts in ([[5, 6, 7]], [[5, 6, 7], [8, 9, 10]]):
             for sampling in (None, PARAMETERS):

@@ -223,15 +223,7 @@ def run(
         ),
         *(Case(1, length, 1) for length in prefills),
     ]
-    options = {
-        "threads": threads,
-        "max_batch": max(batches, default=1),
-        "max_length": max(case.prompt_tokens + case.output_tokens for case in cases),
-        "first_prompt": Case(1, PROMPT_TOKENS, 1).prompts("first")[0],
-        "lengths": _longest_by_prompt([Case(1, PROMPT_TOKENS, 1), *cases]),
-        "device": device,
-        "weights": weights,
-    }
+    options = worker_options(cases, threads, device, weights)
     check_peers(interpreters, gguf, folder, device)
     report = GenerateReport(
         "generate",
@@ -274,6 +266,22 @@ def run(
             if row["impl"] in processes:
                 row["peak_mib"] = round(processes[row["impl"]].peak_mib(), 1)
     return report
+
+
+def worker_options(
+    cases: Sequence[Case], threads: int, device: str = "cpu", weights: str = "auto"
+) -> dict[str, Any]:
+    """What `peers.worker` is told that is the same for every implementation."""
+    first = Case(1, PROMPT_TOKENS, 1)
+    return {
+        "threads": threads,
+        "max_batch": max(case.batch for case in cases),
+        "max_length": max(case.prompt_tokens + case.output_tokens for case in cases),
+        "first_prompt": first.prompts("first")[0],
+        "lengths": _longest_by_prompt([first, *cases]),
+        "device": device,
+        "weights": weights,
+    }
 
 
 def _longest_by_prompt(cases: Sequence[Case]) -> dict[int, int]:

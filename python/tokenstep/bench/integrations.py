@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenstep.bench.generate import KINDS, PARAMETERS, PROMPT_TOKENS, Case, Kind, measure
+from tokenstep.bench.generate import KINDS, PARAMETERS, PROMPT_TOKENS, Case, Kind, measure, worker_options
 from tokenstep.bench.peer_process import PeerProcess, interpreter_has
 from tokenstep.bench.report import OURS, Report
 
@@ -187,13 +187,8 @@ def run(
             for alone in ([True, False] if integration.samples_alone else [False])
             for sampling in (["all parameters"] if alone else integration.sampling)
         ]
-        options = {
-            "model": gguf if integration.kind.reads_gguf else folder,
-            "threads": threads,
-            "max_batch": max(batches),
-            "max_length": PROMPT_TOKENS + output_tokens,
-            "first_prompt": Case(1, PROMPT_TOKENS, 1).prompts("first")[0],
-        }
+        options = worker_options(cases, threads)
+        options["model"] = gguf if integration.kind.reads_gguf else folder
         deadline = time.monotonic() + budget_s
         with contextlib.ExitStack() as stack:
             processes: dict[str, PeerProcess] = {}
