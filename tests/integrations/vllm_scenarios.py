@@ -38,7 +38,7 @@ def batches() -> dict[str, list[tuple[str, dict[str, Any]]]]:
     early = {"min_tokens": 8, "stop_token_ids": [198, 28, 30], "max_tokens": 12}
     pattern = {"structured_outputs": {"regex": "[ab]{2}-[0-9]{3}"}, "seed": 5, "ignore_eos": False}
     choice = {"structured_outputs": {"choice": ["yes, indeed", "no", "maybe"]}, "ignore_eos": False}
-    one_token = {"n": 300, "temperature": 1.0, "top_k": 5, "max_tokens": 1, "logprobs": 5}
+    one_token = {"n": 300, "temperature": 1.0, "top_k": 5, "max_tokens": 1, "logprobs": 10}
     return {
         "greedy": each(**GREEDY),
         "greedy, penalised": each(**GREEDY | PENALTIES),
