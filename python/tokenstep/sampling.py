@@ -365,8 +365,8 @@ class Sampler:
 
         Args:
             logits: float32, float16 or bfloat16 [B, V].
-            rows: int32 [B], the admitted row that each row of logits belongs to, none twice; None: 0 to B -
-                1. On a GPU the host does not read them: a row that was not admitted gets status 3.
+            rows: int32 [B], the admitted row that each row of logits belongs to, none twice; None: the
+                first B. On a GPU the host does not read them: a row that was not admitted gets status 3.
             token_bitmask: int32 [B, ceil(V/32)], as :func:`sample`.
             out: arrays to fill, so that nothing is allocated; the fields that no row asks for may be None.
             logprobs_mode: "raw" or "processed", as :func:`sample`.

@@ -161,7 +161,7 @@ def test_a_cut_to_one_leaves_the_likeliest(ours, name):
 
 
 def test_draws_come_from_the_top_k_as_often_as_they_are_likely(ours):
-    """Of 300 draws each token's count is within 4.5 standard deviations; all that equal the fifth are kept."""
+    """Of 300 draws each token's count is within 4.5 standard deviations; all that equal the fifth stay."""
     (texts,) = ours["first of five"]
     drawn = [str(one["tokens"][0]) for one in texts]
     values = texts[0]["logprobs"][0].items()

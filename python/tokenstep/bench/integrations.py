@@ -161,7 +161,7 @@ def run(
         output_tokens: of each text; so many steps are sampled alone, too.
         rounds: the most rounds of an engine.
         threads: of each variant.
-        budget_s: of each engine; no round begins that would end later.
+        budget_s: of each engine, from when it has started; no round begins that would end later.
         progress: is told what happens.
 
     Raises:
@@ -189,7 +189,6 @@ def run(
         ]
         options = worker_options(cases, threads)
         options["model"] = gguf if integration.kind.reads_gguf else folder
-        deadline = time.monotonic() + budget_s
         with contextlib.ExitStack() as stack:
             processes: dict[str, PeerProcess] = {}
             for variant, own in integration.variants.items():
@@ -197,7 +196,7 @@ def run(
                 processes[variant] = stack.enter_context(process)
                 progress(f"{name}: {variant}: first token {process.first_token_s:.1f} s after its start")
                 report.settings["engines"][name] = process.description
-            seconds = measure(processes, cases, rounds, deadline, progress)
+            seconds = measure(processes, cases, rounds, time.monotonic() + budget_s, progress)
         for case in cases:
             for variant in processes:
                 steps = [round(1e6 * each / output_tokens, 2) for each in seconds[case, variant]]
