@@ -57,6 +57,7 @@ def summary() -> str:
         "attention": tables.attention_in_short,
         "serve": tables.serve_in_short,
         "generate": tables.generate_in_short,
+        "integrations": tables.integrations_in_short,
     }
     reports = {name: Report.load(CPU / f"{name}.json") for name in shown_there}
     m = reports["sample"].machine

@@ -192,6 +192,23 @@ def generate(report: Report) -> str:
     )
 
 
+def integrations_in_short(report: Report) -> str:
+    """Other engines generating with all parameters: a step as it is, with our sampler, and attention too."""
+    names = OURS, f"{OURS} and its attention"
+    found: dict[str, dict[str, float]] = {}
+    for row in report.rows:
+        if (row["measures"], row["sampling"]) == ("generate", "all parameters"):
+            case = f"{row['engine']}, {row['batch']} text{'s' * (row['batch'] > 1)}"
+            found.setdefault(case, {})[row["impl"]] = row["median_us"] / 1e3
+    rows = []
+    for case, times in found.items():
+        itself = times[case.partition(",")[0]]
+        ratios = [f"{itself / times[name]:.2f}" if name in times else "–" for name in names]
+        rows.append([case, f"{itself:.1f}", *ratios])
+    head = "inside other engines: a step with all parameters"
+    return table([head, "as it is, ms", "× with our sampler", "× with our attention too"], rows)
+
+
 def aims(report: Report) -> str:
     """How far the aims of generation on a CPU are reached."""
     speeds = {
