@@ -57,16 +57,19 @@ def summary() -> str:
         "attention": tables.attention_in_short,
         "serve": tables.serve_in_short,
         "generate": tables.generate_in_short,
-        "integrations": tables.integrations_in_short,
     }
     reports = {name: Report.load(CPU / f"{name}.json") for name in shown_there}
+    inside = {file.stem: Report.load(file) for file in sorted(CPU.glob("integrations*.json"))}
     m = reports["sample"].machine
-    origins = [f"{n}: {r.machine['date']}, commit {r.machine['commit']}" for n, r in reports.items()]
+    origins = [
+        f"{n}: {r.machine['date']}, commit {r.machine['commit']}" for n, r in (reports | inside).items()
+    ]
     under = (
         f"Medians on {m['cpu']} with {m['cores']} cores ({m['isa']}, torch {m['torch']}), sample and"
         f" attention memory-cold; peers, floor and tokenstep in turn in the same run. {'; '.join(origins)}."
     )
-    return "\n\n".join([*(make(reports[name]) for name, make in shown_there.items()), under])
+    short = [make(reports[name]) for name, make in shown_there.items()]
+    return "\n\n".join([*short, tables.integrations_in_short(inside.values()), under])
 
 
 def calls() -> str:

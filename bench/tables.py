@@ -192,11 +192,14 @@ def generate(report: Report) -> str:
     )
 
 
-def integrations_in_short(report: Report) -> str:
-    """Other engines generating with all parameters: a step as it is, with our sampler, and attention too."""
+def integrations_in_short(reports: Iterable[Report]) -> str:
+    """Other engines generating with all parameters: a step as it is, with our sampler, and attention too.
+
+    Of an engine that several reports have, the last counts.
+    """
     names = OURS, f"{OURS} and its attention"
     found: dict[str, dict[str, float]] = {}
-    for row in report.rows:
+    for row in (row for report in reports for row in report.rows):
         if (row["measures"], row["sampling"]) == ("generate", "all parameters"):
             case = f"{row['engine']}, {row['batch']} text{'s' * (row['batch'] > 1)}"
             found.setdefault(case, {})[row["impl"]] = row["median_us"] / 1e3
