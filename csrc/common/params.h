@@ -53,8 +53,8 @@ struct alignas(16) RowParams {
   // (-1); 0: everybody else's. Of a Sampler's slot the window moves on with its tokens (sampling_history.h).
   int32_t penalty_last_n = 0;
   int32_t window_at = 0;  // where in the window the next token goes, in place of the oldest
-  int32_t* window =
-      nullptr;  // [penalty_last_n] tokens, -1: none yet; then [V] the place of an id in its list
+  // [penalty_last_n] tokens, -1: none yet; behind them [V], the place of an id in its list.
+  int32_t* window = nullptr;
 };
 static_assert(sizeof(RowParams) == 112);
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tokenstep import _native
-from tokenstep._arrays import like
+from tokenstep._arrays import as_given
 
 __all__ = ["Rope", "append_kv", "attention_workspace_bytes", "merge_attention", "paged_attention"]
 
@@ -113,7 +111,7 @@ def paged_attention(
         window, softcap, alibi_slopes, sinks, k_scale, v_scale, out, return_lse, status,
         workspace,
     )  # fmt: skip
-    return result if out is not None else _as_given(q, result)
+    return as_given(q, result)
 
 
 def attention_workspace_bytes(device: int = 0) -> int:
@@ -189,14 +187,5 @@ def merge_attention(outs: Any, lses: Any) -> tuple[Any, Any]:
         ValueError: Shapes that do not match.
         TypeError: An argument of the wrong type or dtype.
     """
-    merged: tuple[Any, Any] = _as_given(outs, _native.module_for(outs).merge_attention(outs, lses))
+    merged: tuple[Any, Any] = as_given(outs, _native.module_for(outs).merge_attention(outs, lses))
     return merged
-
-
-def _as_given(argument: Any, result: Any) -> Any:
-    """New arrays, of NumPy where the argument's library is not torch or CuPy, as arrays of that library."""
-    if isinstance(argument, np.ndarray):
-        return result
-    if isinstance(result, tuple):
-        return tuple(_as_given(argument, each) for each in result)
-    return like(argument, result) if type(result) is np.ndarray else result

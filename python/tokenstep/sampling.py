@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
-import numpy as np
-
 from tokenstep import _native
-from tokenstep._arrays import like
+from tokenstep._arrays import as_given
 
 __all__ = ["Array", "SampleOutput", "Sampler", "SamplingParams", "apply_logits", "sample"]
 
@@ -151,7 +149,7 @@ def sample(
     except (TypeError, ValueError):
         _refuse_cuda("sample", logits)
         raise
-    return _all_like(logits, out) if type(out.tokens) is np.ndarray else out
+    return as_given(logits, out)
 
 
 def apply_logits(
@@ -234,9 +232,7 @@ def apply_logits(
     except (TypeError, ValueError):
         _refuse_cuda("apply_logits", logits)
         raise
-    if out is None and type(result) is np.ndarray and not isinstance(logits, np.ndarray):
-        result = like(logits, result)
-    return cast(_A, result)
+    return cast(_A, result if out is not None else as_given(logits, result))
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,8 +381,7 @@ class Sampler:
             self._native.step(logits, rows, token_bitmask, out, logprobs_mode)
             return out
         arrays: Any = self._native.step(logits, rows, token_bitmask, None, logprobs_mode)
-        new = SampleOutput._make(arrays)
-        return _all_like(logits, new) if type(new.tokens) is np.ndarray else new
+        return as_given(logits, SampleOutput._make(arrays))
 
     def release(self, row: int) -> None:
         """Frees an admitted row.
@@ -398,13 +393,6 @@ class Sampler:
             ValueError: the row is out of range or was not admitted.
         """
         self._native.release(row)
-
-
-def _all_like(logits: Array, out: SampleOutput) -> SampleOutput:
-    """NumPy outputs as arrays of the logits' library."""
-    if isinstance(logits, np.ndarray):
-        return out
-    return SampleOutput._make(None if a is None else like(logits, a) for a in out)
 
 
 def _refuse_cuda(op: str, logits: Array) -> None:
