@@ -48,9 +48,19 @@ def _read(path: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the package is used from, with a mark if it has local changes."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Commit of the checkout that the package is used from, with a mark if what is measured has local changes.
+
+    Results and pages that an earlier measurement has written are no such changes.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    measured = [":/python", ":/csrc", ":/bench", ":/CMakeLists.txt", ":!/bench/results"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _output([*git, "describe", "--always", "--abbrev=12"])
+        changed = _output([*git, "status", "--porcelain", "--untracked-files=no", "--", *measured])
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
