@@ -7,9 +7,12 @@ environment says which of tokenstep's parts are in the engine.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import triton_interpreter
 
 PROMPTS = [
     "The capital of Germany is",
@@ -97,7 +100,12 @@ def sampler_of(worker: Any) -> list[str]:
 def main() -> None:
     """Loads, generates, writes."""
     model, settings, out = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
+    if interpreted := os.environ.get("TRITON_INTERPRET") == "1":
+        triton_interpreter.stand_in_for_compiler()
     import vllm
+
+    if interpreted:
+        triton_interpreter.replace_what_it_cannot_run()
     from vllm.sampling_params import StructuredOutputsParams
 
     wanted = settings.pop("batches", None)

@@ -48,9 +48,9 @@ def _read(path: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the package is used from, with a mark if what is measured has local changes.
+    """Commit of the checkout that the package is used from, with a mark if what it measures has been changed.
 
-    Results and pages that an earlier measurement has written are no such changes.
+    Results and pages that an earlier measurement has written are no such change.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     measured = [":/python", ":/csrc", ":/bench", ":/CMakeLists.txt", ":!/bench/results"]

@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Mapping
 
-__all__ = ["chosen_parts", "register"]
+__all__ = ["chosen_parts", "register", "report_no_place"]
 
 PARTS = ("sampler", "attention")
 
@@ -56,6 +56,11 @@ def register() -> None:
                 from tokenstep.integrations.vllm.attention import install
             install()
         except (ImportError, AttributeError) as reason:
-            logging.getLogger("vllm.tokenstep").error(
-                "tokenstep: this vLLM has no place for its %s (%s); vLLM's own runs", part, reason
-            )
+            report_no_place(part, reason)
+
+
+def report_no_place(part: str, reason: Exception) -> None:
+    """Logs that a part stays out of a vLLM that is another inside."""
+    logging.getLogger("vllm.tokenstep").error(
+        "tokenstep: this vLLM has no place for its %s (%s); vLLM's own runs", part, reason
+    )

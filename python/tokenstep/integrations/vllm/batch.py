@@ -1,4 +1,4 @@
-"""vLLM's persistent batch as the rows of a :class:`tokenstep.Sampler`. It needs nothing of vLLM."""
+"""vLLM's requests as rows of a :class:`tokenstep.Sampler`. It needs nothing of vLLM."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tokenstep import _native
 from tokenstep.sampling import SampleOutput, Sampler, SamplingParams
 
-__all__ = ["MAX_LOGPROBS", "Batch", "Unsupported"]
+__all__ = ["MAX_LOGPROBS", "Batch", "Unsupported", "admit", "new_sampler", "penalised"]
 
 MAX_LOGPROBS = 20
 MAX_VOCAB = 1 << 18
-UNKNOWN = -1  # vLLM's placeholder of a token that is drawn but not yet on the host
 
 
 class Unsupported(Exception):
@@ -49,10 +49,50 @@ class _Request:
         self.seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, ())) if p.seed is None else p.seed
         self.edits = bool(p.logit_bias or p.allowed_token_ids or p.bad_words_token_ids)
 
-    @property
-    def penalised(self) -> bool:
-        p = self.params
-        return (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
+
+def penalised(params: Any) -> bool:
+    """Whether a request with these vllm.SamplingParams has any of the three penalties."""
+    given = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+    return given != (1.0, 0.0, 0.0)
+
+
+def new_sampler(max_rows: int, vocab_size: int, device: torch.device) -> Sampler:
+    """A sampler by vLLM's rules; raises Unsupported if the kernel has none for this vocabulary or device."""
+    if device.type not in ("cpu", "cuda"):
+        raise Unsupported(f"the device {device.type}")
+    if device.type == "cuda" and (reason := _native.cuda_unusable_because()):
+        raise Unsupported(reason)
+    if vocab_size > MAX_VOCAB:
+        raise Unsupported(f"a vocabulary of {vocab_size}")
+    return Sampler(max_rows, vocab_size, device, semantics="vllm")
+
+
+def admit(
+    sampler: Sampler,
+    row: int,
+    params: Any,
+    seed: int,
+    prompt: npt.NDArray[np.int64],
+    output: npt.NDArray[np.int64],
+    logprobs: int | None = None,
+) -> None:
+    """Puts a request with these vllm.SamplingParams into a row. Ids of its prompt may be no tokens."""
+    sampler.admit(
+        row,
+        SamplingParams(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            seed=seed,
+            logprobs=logprobs,
+        ),
+        prompt[(prompt >= 0) & (prompt < sampler.vocab_size)],  # others: places of images
+        output,
+    )
 
 
 class Batch:
@@ -118,7 +158,7 @@ class Batch:
         if len(self._rows) != len(logits):
             raise Unsupported(f"{len(logits)} rows of logits for {len(self._rows)} requests")
         if self._sampler is None or self._sampler.vocab_size != logits.shape[1]:
-            self._sampler = self._new_sampler(logits)
+            self._sampler = new_sampler(self._max_rows, logits.shape[1], logits.device)
             self.forget()
         if logprobs != self._logprobs:
             self._logprobs = logprobs
@@ -138,36 +178,13 @@ class Batch:
                 self._rows[row].held = None  # vLLM goes on with some token; the kernel's row has not moved
         return out
 
-    def _new_sampler(self, logits: torch.Tensor) -> Sampler:
-        device = logits.device
-        if device.type not in ("cpu", "cuda"):
-            raise Unsupported(f"the device {device.type}")
-        if device.type == "cuda" and (reason := _native.cuda_unusable_because()):
-            raise Unsupported(reason)
-        if logits.shape[1] > MAX_VOCAB:
-            raise Unsupported(f"a vocabulary of {logits.shape[1]}")
-        return Sampler(self._max_rows, logits.shape[1], device, semantics="vllm")
-
     def _admit(self, sampler: Sampler, row: int, request: _Request) -> None:
-        p, prompt = request.params, np.empty(0, np.int64)
-        output = np.asarray(request.output, np.int64)
-        if request.penalised:
+        prompt, output = np.empty(0, np.int64), np.asarray(request.output, np.int64)
+        if penalised(request.params):
             if (output < 0).any():
                 raise Unsupported("penalties on tokens that are not yet known")
             prompt = np.asarray(request.prompt or (), np.int64)
-            prompt = prompt[(prompt >= 0) & (prompt < sampler.vocab_size)]  # others: places of images
         else:
             output = np.maximum(output, 0)  # only their number counts: the position of the draw
-        params = SamplingParams(
-            temperature=p.temperature,
-            top_k=p.top_k,
-            top_p=p.top_p,
-            min_p=p.min_p,
-            repetition_penalty=p.repetition_penalty,
-            presence_penalty=p.presence_penalty,
-            frequency_penalty=p.frequency_penalty,
-            seed=request.seed,
-            logprobs=self._logprobs,
-        )
-        sampler.admit(row, params, prompt, output)
+        admit(sampler, row, request.params, request.seed, prompt, output, self._logprobs)
         request.held = len(request.output)

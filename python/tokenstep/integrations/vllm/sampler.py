@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from vllm.logger import init_logger
-from vllm.triton_utils import HAS_TRITON
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample import logits_processor, sampler
 from vllm.v1.sample.logits_processor import (
@@ -20,7 +18,9 @@ from vllm.v1.sample.logits_processor import (
     MinTokensLogitsProcessor,
 )
 
+from tokenstep.integrations.vllm import report_no_place
 from tokenstep.integrations.vllm.batch import MAX_LOGPROBS, Batch, Unsupported
+from tokenstep.integrations.vllm.late_import import when_imported
 from tokenstep.sampling import SampleOutput
 
 __all__ = ["BatchTracker", "FusedSampler", "install"]
@@ -130,7 +130,7 @@ class FusedSampler(sampler.Sampler):  # type: ignore[misc]
 
 
 def install() -> None:
-    """Puts :class:`FusedSampler` in the place of vLLM's sampler, for engines that are made from now on."""
+    """Puts fused samplers in the place of vLLM's, of both its model runners, in engines made from now on."""
     processors = logits_processor.BUILTIN_LOGITS_PROCESSORS
     if BatchTracker in processors:
         return
@@ -140,10 +140,17 @@ def install() -> None:
     runner: Any = sys.modules.get("vllm.v1.worker.gpu_model_runner")
     if runner is not None:
         runner.Sampler = FusedSampler
-    if HAS_TRITON and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") != "0":
-        logger.warning(
-            "tokenstep: model runner V2 has a sampler of its own, which stays; VLLM_USE_V2_MODEL_RUNNER=0"
-        )
+    # Not before vLLM does, which on a CPU has to change some of what it imports.
+    when_imported("vllm.v1.worker.gpu.model_runner", _install_v2)
+
+
+def _install_v2(runner: Any) -> None:
+    try:
+        from tokenstep.integrations.vllm.sampler_v2 import FusedSampler as FusedSamplerV2
+
+        runner.Sampler = FusedSamplerV2
+    except (ImportError, AttributeError) as reason:
+        report_no_place("sampler in model runner V2", reason)
 
 
 def _batch_of(metadata: Any) -> Batch | None:
