@@ -1,7 +1,7 @@
 """One vLLM engine through many batches: ``python vllm_scenarios.py MODEL SETTINGS OUT``; results as JSON.
 
-SETTINGS is a JSON object of arguments for `vllm.LLM`, and ``batches``, names of those that are wanted. The
-environment says which of tokenstep's parts are in the engine.
+SETTINGS is a JSON object of arguments for `vllm.LLM`, and ``batches``, names of those that are wanted (by
+default all but `LONGER`). The environment says which of tokenstep's parts are in the engine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_pena
 EVERYTHING = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.02} | PENALTIES
 GREEDY = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True}
 RANDOM = {"temperature": 1.0, "max_tokens": 20, "ignore_eos": True}
+LONGER = "more than the cache"
 FORBIDDEN = [" Berlin", " the", " a"]
 
 
@@ -73,6 +74,7 @@ def batches() -> dict[str, list[tuple[str, dict[str, Any]]]]:
         "first of five": [(PROMPTS[5], one_token)],
         "several each": [(PROMPTS[1], RANDOM | {"n": 3, "seed": 2, "stop": ["."], "min_tokens": 2})],
         "no seed": each(**RANDOM | EVERYTHING),
+        LONGER: each(**RANDOM | EVERYTHING | {"seed": 4, "max_tokens": 90}),
     }
 
 
@@ -108,11 +110,12 @@ def main() -> None:
         triton_interpreter.replace_what_it_cannot_run()
     from vllm.sampling_params import StructuredOutputsParams
 
-    wanted = settings.pop("batches", None)
-    llm = vllm.LLM(model, enforce_eager=True, max_num_seqs=12, max_model_len=512, max_logprobs=-1, **settings)
+    wanted, names = settings.pop("batches", None), set(batches())
+    sizes = {"max_num_seqs": 12, "max_model_len": 512, "max_logprobs": -1}
+    llm = vllm.LLM(model, enforce_eager=True, disable_log_stats=False, **sizes | settings)
     results: dict[str, Any] = {"classes": llm.collective_rpc(sampler_of)[0]}
     for name, batch in batches().items():
-        if wanted is not None and name not in wanted:
+        if name not in (wanted or names - {LONGER}):
             continue
         params = []
         for _, fields in batch:
@@ -125,6 +128,8 @@ def main() -> None:
         outputs = llm.generate([prompt for prompt, _ in batch], params, use_tqdm=False)
         results[name] = [result_of(output) for output in outputs]
         print(name, flush=True)
+    counters = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
+    results["preemptions"] = counters["vllm:num_preemptions"]
     out.write_text(json.dumps(results))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,16 +22,11 @@ __all__ = ["FusedSampler"]
 
 logger = init_logger("vllm.tokenstep")
 
+NOT_FUSED = "tokenstep: %s: not fused, vLLM's own sampler draws"
 ALWAYS = np.iinfo(np.int32).max
-LAYOUT = (  # what vLLM's methods are given of a step, in this order
-    "expanded_idx_mapping",
-    "idx_mapping",
-    "idx_mapping_np",
-    "pos",
-    "input_ids",
-    "expanded_local_pos",
-    "seq_lens_upper_bound_np",
-)
+LAYOUT = tuple(inspect.signature(sampler.Sampler.sample).parameters)[2:-1]  # of a step, behind the logits
+if set(LAYOUT) != {field.name for field in dataclasses.fields(LogitsContext)}:
+    raise ImportError(f"vLLM's Sampler.sample takes {', '.join(LAYOUT)}")
 
 
 class FusedSampler(sampler.Sampler):  # type: ignore[misc] # vLLM is not there when types are checked
@@ -58,7 +55,7 @@ class FusedSampler(sampler.Sampler):  # type: ignore[misc] # vLLM is not there w
             _check(vllm_config, options)
             self._kernel = new_sampler(2 * max_num_reqs, vocab_size, device)
         except Unsupported as reason:
-            logger.warning_once("tokenstep: %s: not fused, vLLM's own sampler draws", str(reason))
+            logger.warning_once(NOT_FUSED, str(reason))
             return
         logger.info_once("tokenstep: the sampler is fused")
         self._max_num_reqs = max_num_reqs
@@ -75,9 +72,9 @@ class FusedSampler(sampler.Sampler):  # type: ignore[misc] # vLLM is not there w
         if self._kernel is None:
             return
         p, prompt_len = sampling_params, int(self.req_states.prompt_len.np[req_idx])
-        tokens = np.asarray(self._arriving, np.int64)
-        if not penalised(p):
-            tokens[:] = 0  # only their number counts: the position of the draw
+        tokens = np.zeros(len(self._arriving), np.int64)  # their number is the position of the draw
+        if penalised(p):
+            tokens[:] = self._arriving
         seed = int(self.sampling_states.seeds.np[req_idx])
         admit(self._kernel, req_idx, p, seed, tokens[:prompt_len], tokens[prompt_len:])
         self._admitted[req_idx] = True
@@ -90,6 +87,9 @@ class FusedSampler(sampler.Sampler):  # type: ignore[misc] # vLLM is not there w
     def sample(self, logits: torch.Tensor, *layout: Any, return_logprobs: bool = False) -> Any:
         """As vLLM's own: tokens int64 ``[B]``, and processed logits where log probabilities need them."""
         step = LogitsContext(**dict(zip(LAYOUT, layout, strict=True)))
+        if self._kernel is not None and logits.shape[1] != self._kernel.vocab_size:
+            logger.warning_once(NOT_FUSED, f"{logits.shape[1]} logits a row")
+            self._kernel = None
         if self._kernel is None or not self._admitted[step.idx_mapping_np].all():  # the latter: profiling
             return super().sample(logits, *layout, return_logprobs=return_logprobs)
         processed = logits
