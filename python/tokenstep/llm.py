@@ -52,6 +52,7 @@ class LLM:
         kv_cache_dtype: "auto", what the model computes in; "float8_e4m3" or "int8": twice the tokens in the
             same memory, at the cost of precision (docs/engine.md).
         gpu_memory_utilization: share of a GPU's memory that weights, the largest step and the KV cache take.
+        cuda_graphs: on a GPU a decode step is captured in a CUDA graph for each batch size, and replayed.
         batch_invariant: a seeded request gives the same text, bit for bit, whatever else is computed at the
             same time. Costs speed: see docs/determinism.md.
         max_waiting: prompts that may wait for their turn before more are refused with QueueFull; default: any
@@ -83,6 +84,7 @@ class LLM:
         kv_tokens: int | None = None,
         kv_cache_dtype: str = "auto",
         gpu_memory_utilization: float = 0.9,
+        cuda_graphs: bool = True,
         batch_invariant: bool = False,
         max_waiting: int | None = None,
         max_waiting_tokens: int | None = None,
@@ -97,6 +99,7 @@ class LLM:
             kv_tokens=kv_tokens,
             kv_cache_dtype=kv_cache_dtype,
             gpu_memory_utilization=gpu_memory_utilization,
+            cuda_graphs=cuda_graphs,
             batch_invariant=batch_invariant,
             max_waiting=max_waiting,
             max_waiting_tokens=max_waiting_tokens,

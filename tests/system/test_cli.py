@@ -66,14 +66,17 @@ class TestInThisProcess:
     @pytest.mark.parametrize(
         ("words", "expected"),
         [
-            ("", (None, "auto", 0.9)),
-            ("--kv-tokens 96 --kv-cache-dtype int8 --gpu-memory-utilization 0.5", (96, "int8", 0.5)),
+            ("", (None, "auto", 0.9, True)),
+            (
+                "--kv-tokens 96 --kv-cache-dtype int8 --gpu-memory-utilization 0.5 --no-cuda-graphs",
+                (96, "int8", 0.5, False),
+            ),
         ],
     )
-    def test_what_the_cache_is_like_reaches_the_model(
+    def test_how_the_engine_works_reaches_the_model(
         self, words: str, expected: tuple[Any, ...], llm: ts.LLM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        names = ("kv_tokens", "kv_cache_dtype", "gpu_memory_utilization")
+        names = ("kv_tokens", "kv_cache_dtype", "gpu_memory_utilization", "cuda_graphs")
         seen: list[tuple[Any, ...]] = []
 
         def load(model: str, **options: Any) -> contextlib.AbstractContextManager[ts.LLM]:

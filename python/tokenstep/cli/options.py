@@ -31,6 +31,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="auto: quantised ones stay so on a CPU; dequantised: all become dtype; random: none are read,"
         " for measuring (default: auto)",
     )
+    add(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay decode steps that have been captured (default: yes)",
+    )
 
 
 def add_cache_options(parser: argparse._ActionsContainer) -> None:
@@ -86,6 +92,7 @@ def load_llm(args: argparse.Namespace, adapters: Iterable[tuple[str, str]] = (),
             kv_tokens=args.kv_tokens,
             kv_cache_dtype=args.kv_cache_dtype,
             gpu_memory_utilization=args.gpu_memory_utilization,
+            cuda_graphs=args.cuda_graphs,
             batch_invariant=args.batch_invariant,
             **options,
         )

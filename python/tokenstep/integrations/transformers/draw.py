@@ -9,7 +9,7 @@ import torch
 
 from tokenstep.integrations.transformers.chain import SEMANTICS
 from tokenstep.integrations.transformers.plan import Plan
-from tokenstep.sampling import Sampler
+from tokenstep.sampling import SampleOutput, Sampler
 
 __all__ = ["Draw"]
 
@@ -38,12 +38,8 @@ class Draw:
             self._seeds = [(seed, row) for row in range(rows)]
         self._sampler: Sampler | None = None
 
-    def __call__(self, logits: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """int64 ``[B]``, and float32 ``[B, V]`` or None.
-
-        Raises:
-            ValueError: A row has no token to draw, or logits that are NaN or +inf.
-        """
+    def __call__(self, logits: torch.Tensor, input_ids: torch.Tensor) -> tuple[SampleOutput, Any]:
+        """Tokens int64 ``[B]`` with their status, and scores float32 ``[B, V]`` or None."""
         plan, scores = self._plan, None
         if plan.before or logits.dtype == torch.float64:
             logits = logits.to(torch.float32, copy=True)
@@ -53,12 +49,7 @@ class Draw:
             logits = scores = plan.chain.apply(logits, plan.seen(input_ids))
         if self._sampler is None:
             self._sampler = self._admitted(logits)
-        out = self._sampler.step(logits)
-        if out.status.any():
-            row = int(out.status.nonzero()[0])
-            why = "NaN or +inf among its logits" if out.status[row] == 1 else "no token left to draw"
-            raise ValueError(f"tokenstep.generate: row {row} has {why}")
-        return out.tokens, scores
+        return self._sampler.step(logits), scores
 
     def _admitted(self, logits: torch.Tensor) -> Sampler:
         """A sampler whose rows hold the parameters and prompts of all sequences."""

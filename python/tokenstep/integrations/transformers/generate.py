@@ -131,21 +131,33 @@ def _decode(
         while True:
             logits = outputs.logits[:, -1].to(input_ids.device)
             records.add(outputs, logits)
-            tokens, scores = draw(logits, input_ids)
+            drawn, scores = draw(logits, input_ids)
             records.add_scores(scores)
+            tokens = drawn.tokens.clamp(min=0)  # -1: a row that has failed, which is seen below
             if ends:
                 tokens = torch.where(unfinished, tokens, generation_config._pad_token_tensor)
             input_ids = torch.cat([input_ids, tokens[:, None]], 1)
+            unfinished = unfinished & ~stopping_criteria(input_ids, records.scores)
+            # the one wait of a step for the device
+            has_failed, goes_on = torch.stack([drawn.status.any(), unfinished.any()]).tolist()
+            if has_failed:
+                raise ValueError(_failure(drawn.status.tolist()))
             if streamer is not None:
                 streamer.put(tokens.cpu())
-            unfinished = unfinished & ~stopping_criteria(input_ids, records.scores)
             del outputs, logits  # those of the prompts may be large
-            if not unfinished.any():
+            if not goes_on:
                 break
             outputs = forward.step(input_ids)
     if streamer is not None:
         streamer.end()
     return records.result(input_ids, forward.kwargs)
+
+
+def _failure(status: Sequence[int]) -> str:
+    """What is wrong with the first row that could not be sampled."""
+    row = next(row for row, code in enumerate(status) if code)
+    why = "NaN or +inf among its logits" if status[row] == 1 else "no token left to draw"
+    return f"tokenstep.generate: row {row} has {why}"
 
 
 class _Records:
