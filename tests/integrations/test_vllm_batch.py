@@ -207,6 +207,17 @@ def test_what_the_kernel_cannot_do_is_said_before_the_step(logits, output, messa
         batch.prepare(logits, None)
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-40, 1e39, 1.7e308])
+def test_a_penalty_beyond_float32_is_drawn_with(penalty):
+    """Of two ids that are seen the one whose logit is negative gains by a small one, and loses by a large."""
+    logits, batch = torch.full((1, VOCAB), -1.0), Batch(1)
+    logits[0, :2] = torch.tensor([2.0, -2.0])
+    logits[0, 2] = 1.0
+    batch.update([], [(0, params(temperature=0.0, repetition_penalty=penalty), [0, 1], [])], [])
+    batch.prepare(logits, None)
+    assert batch.step(logits).tokens.tolist() == [0 if penalty < 1 else 2]
+
+
 def test_a_gap_between_rows_is_not_drawn_over():
     batch = Batch(3)
     batch.update([], [(row, params(), [], []) for row in range(3)], [])

@@ -17,6 +17,7 @@ __all__ = ["MAX_LOGPROBS", "Batch", "Unsupported", "admit", "new_sampler", "pena
 
 MAX_LOGPROBS = 20
 MAX_VOCAB = 1 << 18
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Unsupported(Exception):
@@ -84,7 +85,8 @@ def admit(
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
+            # vLLM takes any finite one above 0, and rounds it to 0 or infinity
+            repetition_penalty=min(max(params.repetition_penalty, SMALLEST), LARGEST),
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             seed=seed,
