@@ -228,6 +228,8 @@ class TestAsAProcess:
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # where these tests are a shell's background job, what they start ignores it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         assert process.stdout.read(8) == b" Berlin."

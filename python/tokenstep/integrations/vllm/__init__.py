@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Mapping
 
-__all__ = ["chosen_parts", "register", "report_no_place"]
+__all__ = ["chosen_parts", "register"]
 
 PARTS = ("sampler", "attention")
 
