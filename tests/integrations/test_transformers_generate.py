@@ -13,7 +13,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="4.57")
 
 from scipy import stats  # noqa: E402
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria  # noqa: E402
+from transformers import (  # noqa: E402
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation import logits_process as theirs  # noqa: E402
 
 from tokenstep.integrations.transformers import FusedLogitsProcessor, generate_with  # noqa: E402
@@ -244,10 +249,21 @@ def test_rows_that_cannot_be_sampled_are_named(tiny, prompts):
             scores[1] = self.value
             return scores
 
+    class LooksUp(StoppingCriteria):
+        """Sees ids of the vocabulary alone: they are looked up in tables."""
+
+        def __call__(self, input_ids, scores, **kwargs):
+            assert (input_ids >= 0).all()
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
     for Breaks.value, why in ((torch.nan, "row 1 has NaN"), (-torch.inf, "row 1 has no token left")):
         with pytest.raises(ValueError, match=why):
             generate_with(tiny("llama"))(
-                **prompts, do_sample=True, logits_processor=[Breaks()], max_new_tokens=2
+                **prompts,
+                do_sample=True,
+                logits_processor=[Breaks()],
+                stopping_criteria=StoppingCriteriaList([LooksUp()]),
+                max_new_tokens=2,
             )
 
 
